@@ -1,0 +1,1 @@
+"""In what order: the DAG, the experiment file, the command line."""

@@ -1,0 +1,189 @@
+"""The experiment file: what to train. Its sections belong to the modules that they configure; here they are composed.
+
+An experiment's identity is the SHA-256 of its validated settings' canonical JSON: comments, key order and defaults
+written out or left out make no difference.
+"""
+
+import difflib
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from evaluation.settings import BenchmarkSettings, GateSettings
+from tasks.settings import RegistrySettings
+from training.digest import Digest, canonical_json, digest_bytes
+from training.settings import (
+    DataSettings,
+    ModelSettings,
+    PreferenceSettings,
+    Profile,
+    Refused,
+    Settings,
+    SFTSettings,
+    ValidationSettings,
+)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Experiment(Settings):
+    """One experiment. Without ``sft`` the base model itself is the warm start."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    model: ModelSettings
+    data: DataSettings
+    validation: ValidationSettings = ValidationSettings()
+    sft: SFTSettings | None = None
+    preference: PreferenceSettings
+    benchmarks: BenchmarkSettings = BenchmarkSettings()
+    gate: GateSettings = GateSettings()
+    registry: RegistrySettings
+
+    @cached_property
+    def canonical(self) -> bytes:
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> Digest:
+        return digest_bytes(self.canonical)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An experiment with the file it came from; ``root`` is the folder that its relative paths start at."""
+
+    experiment: Experiment
+    path: Path
+
+    @property
+    def root(self) -> Path:
+        return self.path.parent
+
+
+def load_experiment(path: str | Path) -> Loaded:
+    """Read and validate an experiment file. Raises Refused with all errors at once."""
+    file = Path(path).absolute()
+    return Loaded(load_settings(Experiment, file), file)
+
+
+def load_profile(path: str | Path | None) -> Profile:
+    """Read a profile: a file, or the name of one in ``deployments/profiles``; the laptop's without one.
+
+    Raises Refused.
+    """
+    shipped = Path(__file__).resolve().parents[1] / "deployments" / "profiles"
+    file = Path(path or "laptop")
+    if not file.suffix and not file.exists():
+        names = sorted(found.stem for found in shipped.glob("*.yaml"))
+        if file.name not in names:
+            raise Refused(f"profile {str(path)!r} is no file and no shipped profile{_meant(file.name, names)}")
+        file = shipped / f"{file.name}.yaml"
+    return load_settings(Profile, file.absolute())
+
+
+def load_settings(model: type[Model], path: Path) -> Model:
+    """A YAML file as validated settings. Raises Refused: what, where, found, allowed, and the nearest right name."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise Refused(f"{path} cannot be read: {reason}; name a YAML file of settings") from error
+    try:
+        content = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise Refused(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else type(content).__name__
+        raise Refused(f"{path} holds {found}; expected are the sections {', '.join(model.model_fields)}")
+    try:
+        # Through JSON, so that lists become tuples and nothing else is converted.
+        return model.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        # A faulty item also makes its list too short: that second error would only confuse.
+        broken = {fault["loc"][:i] for fault in faults for i in range(len(fault["loc"]))}
+        lines = [_explain(model, f) for f in faults if not (f["type"] == "too_short" and f["loc"] in broken)]
+        raise Refused("\n  ".join([f"{path}: {len(lines)} error{'s' * (len(lines) > 1)}", *lines])) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with JSON's scalars (``4e-3`` is a number, ``no`` is text, dates are text); a key may stand once only."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|)$", "~n\0"),
+    ("bool", r"^(?:true|false)$", "tf"),
+    ("int", r"^[-+]?[0-9][0-9_]*$", "-+0123456789"),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("float", r"^(?:[-+]?\.inf|\.nan)$", "-+."),
+):
+    _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+        f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), [c if c != "\0" else "" for c in _first]
+    )
+
+
+def _explain(model: type[BaseModel], fault: Any) -> str:
+    """One error as ``path: what was found; what is allowed``."""
+    location = [part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    where = ".".join(str(part) for part in location) or "the file"
+    known = _fields(model, location[:-1])
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown key{_meant(str(location[-1]), known)}"
+        case "missing":
+            return f"{where}: missing; it is required"
+        case "value_error":
+            return f"{where}: {fault['ctx']['error']}"
+        case _:
+            found = json.dumps(fault["input"], default=str)
+            message = fault["msg"][:1].lower() + fault["msg"][1:]
+            allowed = [value.strip(" '") for value in str(fault.get("ctx", {}).get("expected", "")).replace(" or ", ",").split(",")]
+            near = difflib.get_close_matches(str(fault["input"]), allowed, 1) if any(allowed) else []
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            return f"{where}: found {found[:120]}; {message}{hint}"
+
+
+def _meant(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    return (f"; did you mean {near[0]!r}?" if near else "") + f" Allowed: {', '.join(known)}"
+
+
+def _fields(model: type[BaseModel], location: list[Any]) -> list[str]:
+    """The field names of the model that stands at ``location``."""
+    here: list[type[BaseModel]] = [model]
+    for part in location:
+        if isinstance(part, str):
+            here = [
+                found
+                for owner in here
+                if part in owner.model_fields
+                for found in _models(owner.model_fields[part].annotation)
+            ] or here
+    return [name for owner in here for name in owner.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for argument in typing.get_args(annotation) for found in _models(argument)]

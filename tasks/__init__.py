@@ -1,0 +1,1 @@
+"""The boundary: one thin Prefect task per step; everything that knows Prefect or MLflow lives here."""

@@ -1,0 +1,64 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere; all on standard error."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Console:
+    """Lines and one progress bar. ``say`` prints a line; ``progress`` shows how far a step is."""
+
+    def __init__(self) -> None:
+        from rich.console import Console as Rich
+
+        self.rich = Rich(stderr=True, highlight=False, soft_wrap=True)
+        self.began = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+        self._said = 0.0
+
+    def say(self, text: str, style: str = "") -> None:
+        stamp = f"{time.monotonic() - self.began:6.1f} s  "
+        self.rich.print(stamp + text, style=style or None, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}", "yellow")
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Show the progress of one step while the block runs."""
+        self._said = time.monotonic()
+        if not self.rich.is_terminal:
+            yield
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.rich, transient=True) as self._bar:
+            self._task = self._bar.add_task(name, total=None)
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def progress(self, name: str, done: int, total: int, note: str = "") -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, description=f"{name}  {note}".rstrip())
+        elif time.monotonic() - self._said >= 10:
+            self._said = time.monotonic()
+            self.say(f"{name}: {done} of {total}  {note}".rstrip())
+
+
+def table(headings: list[str], rows: list[list[str]]) -> None:
+    """Print a table on standard output."""
+    from rich.console import Console as Rich
+    from rich.table import Table
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for i, heading in enumerate(headings):
+        drawn.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    Rich(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120).print(drawn)

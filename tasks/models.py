@@ -1,0 +1,108 @@
+"""Base model, warm start and policy: each a step whose work is done by a child process."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.data import Data
+from tasks.lineage.step import Made, StepResult, Work
+from tasks.run import TRAINING_PACKAGES, Run, StepRun
+from training.digest import Digest, Manifest, digest_json
+from training.settings import ModelSettings, PreferenceSettings, SFTSettings
+
+
+def base_inputs(settings: ModelSettings, root: Path, examples: dict[str, Digest]) -> dict[str, Digest]:
+    """What a base model is made of: the training text for a new one, the folder's files, or the commit."""
+    from training.models import find_base, local_folder
+
+    if settings.new is not None:
+        return examples
+    if local_folder(settings, root) is None:
+        return {"commit": digest_json([settings.base, settings.revision])}
+    return {"folder": Manifest.of(find_base(settings, root)).digest}
+
+
+def base_step(run: Any, settings: ModelSettings, examples: dict[str, Digest]) -> Any:
+    read = {"new": settings.new.model_dump(mode="json"), "seed": run.seed} if settings.new else {}
+    return run.step("base", read, base_inputs(settings, run.root, examples), ("training.base",), TRAINING_PACKAGES)
+
+
+def prepare_base(run: Run, settings: ModelSettings, data: Data) -> StepResult:
+    """The base model as an artifact: made from the seed, linked from a folder, or fetched at its commit.
+
+    Raises Refused where it cannot be had or does not load.
+    """
+
+    def work(work: Work, step: StepRun) -> Made:
+        out = work.folder / "model"
+        _clear(out)
+        payload = {
+            "settings": settings.model_dump_json(),
+            "root": str(run.root),
+            "inputs": {"examples": data.examples()},
+            "output": str(out),
+        }
+        online = settings.new is None and settings.revision is not None
+        facts = step.job("training.base", payload, run.profile.minutes.sft, online)
+        return Made({"model": ("model", out)}, facts)
+
+    return run.perform(base_step(run, settings, data.example_inputs()), work)
+
+
+def warm_start_step(run: Any, settings: SFTSettings, base: Digest, examples: dict[str, Digest]) -> Any:
+    inputs = {"model": base, **examples}
+    read = {**settings.model_dump(mode="json"), "seed": run.seed}
+    return run.step("sft", read, inputs, ("training.sft",), TRAINING_PACKAGES, run.compute)
+
+
+def train_warm_start(run: Run, settings: SFTSettings | None, base: StepResult, data: Data) -> StepResult:
+    """Supervised fine-tuning of the base model; the base itself where the experiment has no ``sft`` section."""
+    if settings is None:
+        return base
+    step = warm_start_step(run, settings, base["model"].digest, data.example_inputs())
+    inputs = {"model": str(base["model"].path), "examples": data.examples()}
+    return _train(run, step, "training.sft", settings, inputs, run.profile.minutes.sft)
+
+
+def preference_step(
+    run: Any, settings: PreferenceSettings, warm_start: Digest, pairs: dict[str, Digest], examples: dict[str, Digest]
+) -> Any:
+    inputs = {"model": warm_start, **pairs, **(examples if settings.replay else {})}
+    read = {**settings.model_dump(mode="json"), "seed": run.seed}
+    return run.step("preference", read, inputs, ("training.preference",), TRAINING_PACKAGES, run.compute)
+
+
+def optimize_preferences(run: Run, settings: PreferenceSettings, warm_start: StepResult, data: Data) -> StepResult:
+    """Preference optimization of the warm start, which is also the reference."""
+    pairs, examples = data.pair_inputs(), data.example_inputs()
+    step = preference_step(run, settings, warm_start["model"].digest, pairs, examples)
+    inputs = {"model": str(warm_start["model"].path), "pairs": data.pairs(), "examples": data.examples()}
+    return _train(run, step, "training.preference", settings, inputs, run.profile.minutes.preference)
+
+
+def _train(run: Run, step: Any, module: str, settings: Any, inputs: dict[str, Any], minutes: float) -> StepResult:
+    def work(work: Work, step_run: StepRun) -> Made:
+        out = work.folder / "model"
+        _clear(out)
+        payload = {
+            "settings": settings.model_dump_json(),
+            "inputs": inputs,
+            "output": str(out),
+            "objective": str(objective(step)),
+            "checkpoints": str(work.folder / "checkpoints"),
+        }
+        facts = step_run.job(module, payload, minutes)
+        return Made({"model": ("model", out)}, facts)
+
+    return run.perform(step, work)
+
+
+def objective(step: Any) -> Digest:
+    """What a checkpoint belongs to: settings, data and base model; not the code or the environment."""
+    return digest_json({"settings": step.settings, "inputs": {name: str(d) for name, d in step.inputs.items()}})
+
+
+def _clear(folder: Path) -> None:
+    """Drop the output of an attempt that was killed before its step was recorded."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

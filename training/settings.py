@@ -1,0 +1,194 @@
+"""The settings of data, models and training: frozen, complete, refused when wrong.
+
+Every class here is one section (or part of one) of an experiment file; ``flows/experiment.py`` composes them.
+``Profile`` is the other file: on what to train. It is recorded, and it is not part of an experiment's identity.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from training.losses import Loss
+
+Share = Annotated[float, Field(ge=0, le=1, description="a share between 0 and 1")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Refused(ValueError):
+    """The input or the settings are not acceptable; the message says what, where, found, allowed, next move."""
+
+    exit_code = 2
+
+
+class Settings(BaseModel):
+    """A section that is immutable and knows every key it accepts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+class Source(Settings):
+    """One file of records. ``path`` is relative to the experiment file."""
+
+    path: str = Field(min_length=1)
+    form: Literal["pairs", "transcripts", "graded", "completion", "messages"] | None = None
+    licence: str | None = None
+
+
+class Holdout(Settings):
+    """Preference records that no training step sees: a share of the prompts, or files of their own."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    sources: tuple[Source, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.share is None) == (not self.sources):
+            raise ValueError("give either 'share' (of the prompts) or 'sources' (files of their own)")
+        return self
+
+
+class DataSettings(Settings):
+    """What to learn from. Without ``sft`` the warm start learns the preferred completions."""
+
+    preferences: tuple[Source, ...] = Field(min_length=1)
+    sft: tuple[Source, ...] = ()
+    holdout: Holdout = Holdout(share=0.1)
+
+
+Action = Literal["stop", "quarantine", "warn"]
+
+
+class ValidationSettings(Settings):
+    """What happens to a record that breaks a rule, and when there are too many of them."""
+
+    unreadable: Literal["stop", "quarantine"] = "quarantine"
+    empty_prompt: Action = "quarantine"
+    empty_completion: Action = "quarantine"
+    wrong_roles: Action = "quarantine"
+    too_few_completions: Action = "quarantine"
+    no_preference: Action = "quarantine"
+    identical_completions: Action = "quarantine"
+    duplicate: Action = "quarantine"
+    contradiction: Action = "quarantine"
+    in_holdout: Action = "quarantine"
+    bad_characters: Action = "quarantine"
+    too_long: Action = "warn"
+    max_characters: Count = 20_000
+    max_quarantined: Share = 0.2
+    min_records: Count = 1
+
+
+# ------------------------------------------------------------------------------------------------ model
+
+
+class NewModel(Settings):
+    """A small Llama made from the seed, with a byte-level BPE tokenizer trained on the training text."""
+
+    layers: Count = 3
+    hidden: Count = 128
+    heads: Count = 4
+    vocabulary: Annotated[int, Field(ge=300)] = 1024
+    context: Annotated[int, Field(ge=16)] = 256
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(
+                f"hidden ({self.hidden}) must be a multiple of 2 x heads ({self.heads}), so that rotary halves fit"
+            )
+        return self
+
+
+class ModelSettings(Settings):
+    """The base model: a local directory or a hub id at a commit (``base``), or a small one made here (``new``)."""
+
+    base: str | None = Field(default=None, min_length=1)
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    new: NewModel | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.base is None) == (self.new is None):
+            raise ValueError("give either 'base' (a folder, or a hub id with 'revision') or 'new'")
+        if self.new is not None and self.revision is not None:
+            raise ValueError("'revision' belongs to a hub id in 'base'; a new model has none")
+        return self
+
+
+class LoRA(Settings):
+    """Low-rank adapters (arXiv 2106.09685), merged into the weights when the step ends."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+class Optimiser(Settings):
+    """AdamW (arXiv 1711.05101) and what one optimiser step sees. Exactly one of ``steps`` and ``epochs``."""
+
+    steps: Count | None = None
+    epochs: Positive | None = None
+    batch: Count = 16
+    learning_rate: Positive
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    epsilon: Positive = 1e-8
+    max_grad_norm: Positive = 1.0
+    max_tokens: Annotated[int, Field(ge=8)] = 1024
+    lora: LoRA | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either 'steps' or 'epochs'")
+        return self
+
+
+class SFTSettings(Optimiser):
+    """Supervised warm start: the mean negative log-likelihood of completion tokens."""
+
+
+class PreferenceSettings(Optimiser):
+    """Preference optimization.
+
+    ``sft_weight`` is RPO's alpha (arXiv 2404.19733): that much of the chosen completion's mean-token NLL is added.
+    ``replay`` SFT rows stand beside the pairs of every step; ``replay_weight`` times their mean NLL is added.
+    """
+
+    loss: Loss
+    sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    replay: Annotated[int, Field(ge=0)] = 0
+    replay_weight: Positive = 1.0
+
+
+# ------------------------------------------------------------------------------------------------ profile
+
+
+class Limits(Settings):
+    """Minutes after which a step is stopped (its checkpoint stays)."""
+
+    sft: Positive = 1440.0
+    preference: Positive = 1440.0
+    benchmarks: Positive = 720.0
+
+
+class Profile(Settings):
+    """On what to train. Device, dtype, threads, processes and token budget can change bits, so steps record them."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    processes: Literal[1] = 1
+    threads: Count = 2
+    token_budget: Annotated[int, Field(ge=64)] = 8192
+    checkpoint_seconds: Positive = 60.0
+    minutes: Limits = Limits()
