@@ -1,6 +1,6 @@
 """The DAG: preference data in, a benchmarked and gated model version in the registry out."""
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from flows.experiment import load_experiment, load_profile
@@ -28,7 +28,8 @@ def align(experiment: str, profile: str | None = None) -> Outcome:
     e = loaded.experiment
     preflight(loaded.root, e.model, e.data, e.benchmarks, e.gate)
 
-    with open_run(e.name, e.digest, e.seed, loaded.root, machine, e.model_dump(mode="json"), flow_run.id) as run:
+    settings, log = e.model_dump(mode="json"), get_run_logger().info
+    with open_run(e.name, e.digest, e.seed, loaded.root, machine, settings, flow_run.id, log) as run:
         snapshots = snapshot_data(run, e.data)
         data = validate_data(run, e.validation, e.data, snapshots)
         base = prepare_base(run, e.model, data)
@@ -43,4 +44,4 @@ def align(experiment: str, profile: str | None = None) -> Outcome:
         judged = decide_promotion(run, e.gate, scores, rival)
         registered = register_version(run, e.registry, policy, judged, scores)
         promotion = promote_version(run, e.registry, registered, judged)
-        return publish(run, loaded.path, data, scores, judged, registered, promotion)
+        return publish(run, loaded.path, data, models, scores, judged, registered, promotion)

@@ -20,7 +20,9 @@ def launch(experiment: str, profile: str | None) -> dict[str, Any]:
         # Imported while the server boots, and only now: Prefect reads its environment at import.
         from flows.align import align
         from tasks.drain import wait_for_recorder
+        from tasks.tracking import connect
 
+        connect(workspace)  # a new workspace's MLflow database is made while Prefect makes its own
         server.wait()
         try:
             outcome = align(str(loaded.path), profile)

@@ -40,10 +40,10 @@ def main(module: str, path: str) -> int:
 
 def _failed(error: Exception, log: Any) -> int:
     code: int = getattr(error, "exit_code", 1)
-    if code == 1:
-        traceback.print_exc()
     if "No space left on device" in str(error):  # libraries wrap it in types of their own
         return errno.ENOSPC
+    if code == 1:
+        traceback.print_exc()
     log({"type": "error", "message": str(error) if code == 2 else f"{type(error).__name__}: {error}"})
     return code
 

@@ -2,18 +2,19 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 class Console:
-    """Lines and one progress bar. ``say`` prints a line; ``progress`` shows how far a step is."""
+    """Lines and one progress bar. ``say`` prints a line and hands it to ``log``; ``progress`` shows how far a step is."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Callable[[str], None]) -> None:
         from rich.console import Console as Rich
 
         self.rich = Rich(stderr=True, highlight=False, soft_wrap=True)
+        self.log = log
         self.began = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
@@ -22,6 +23,7 @@ class Console:
     def say(self, text: str, style: str = "") -> None:
         stamp = f"{time.monotonic() - self.began:6.1f} s  "
         self.rich.print(stamp + text, style=style or None, markup=False)
+        self.log(text)
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}", "yellow")

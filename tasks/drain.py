@@ -1,14 +1,18 @@
-"""Prefect records task runs from events, some time after they happened: wait until it has them before its server ends."""
+"""Prefect sends logs and events in the background and records task runs from them: wait for that before its server ends."""
 
 import time
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogHandler
 
 
 def wait_for_recorder(seconds: float = 3.0) -> None:
-    """Return when every task run of the newest flow run is in a final state on the server, or after ``seconds``."""
+    """Return when every task run of the newest flow run is in a final state on the server, or after some ``seconds``."""
+    APILogHandler().flush()
+    EventsWorker.drain_all(timeout=seconds)
     deadline = time.monotonic() + seconds
     with get_client(sync_client=True) as client:
         newest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)

@@ -10,6 +10,7 @@ from typing import Any
 from evaluation.scores import Results, read_generations
 from tasks.benchmarks import Scores
 from tasks.data import Data
+from tasks.lineage.store import Artifact
 from tasks.promotion import Judged, Promotion, Registered
 from tasks.run import Run
 
@@ -45,9 +46,17 @@ def table_of(results: Mapping[str, Results]) -> dict[str, dict[str, float]]:
 
 
 def publish(
-    run: Run, path: Path, data: Data, scores: Scores, judged: Judged, registered: Registered, promotion: Promotion
+    run: Run,
+    path: Path,
+    data: Data,
+    models: Mapping[str, Artifact],
+    scores: Scores,
+    judged: Judged,
+    registered: Registered,
+    promotion: Promotion,
 ) -> Outcome:
     """Log the outcome to MLflow, show it in Prefect's pages, keep it in ``reports``, and return it."""
+    weights = {label: artifact.digest for label, artifact in models.items()}
     table = table_of(scores.results)
     champion = promotion.champion
     value = {
@@ -56,8 +65,13 @@ def publish(
         "file": str(path),
         "mlflow_run_id": run.tracking.run_id,
         "tracking_uri": run.workspace.tracking_uri,
-        "steps": [{"step": s.step, "key": str(s.key), "cached": s.cached, "seconds": s.seconds} for s in run.done],
+        "steps": [
+            *({"step": s.step, "key": str(s.key), "cached": s.cached, "seconds": s.seconds} for s in run.done),
+            {"step": "register", "cached": registered.cached},
+            {"step": "promote", "cached": promotion.cached},
+        ],
         "models": list(scores.results),
+        "weights": {label: str(digest) for label, digest in weights.items()},
         "scores": {name: {label: _json(v) for label, v in values.items()} for name, values in table.items()},
         "decision": {"digest": str(judged.digest), **judged.decision.as_json()},
         "version": {"model": registered.version.model, "version": registered.version.number},

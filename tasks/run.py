@@ -108,15 +108,22 @@ class Run(Context):
 
 @contextmanager
 def open_run(
-    name: str, digest: Digest, seed: int, root: Path, profile: Profile, settings: Mapping[str, Any], flow_run_id: str
+    name: str,
+    digest: Digest,
+    seed: int,
+    root: Path,
+    profile: Profile,
+    settings: Mapping[str, Any],
+    flow_run_id: str,
+    log: Callable[[str], None],
 ) -> Iterator[Run]:
     """Take the experiment's lock, open the workspace and the MLflow run, and close both as the block ends.
 
-    Raises AlreadyRunning, and Refused where the workspace cannot be written.
+    What the console says is handed to ``log`` too. Raises AlreadyRunning, and Refused where the workspace cannot be written.
     """
     workspace = Workspace.at()
     workspace.prepare()
-    console = Console()
+    console = Console(log)
     with only_run(workspace, name):
         tracking = Tracking(workspace, name, digest)
         tracking.client.set_tag(tracking.run_id, "alignmill.flow_run_id", flow_run_id)

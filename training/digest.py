@@ -79,8 +79,9 @@ def _write(value: Any, parts: list[str]) -> None:
     elif isinstance(value, str):
         parts.append(json.dumps(value, ensure_ascii=False))
     elif isinstance(value, int):
-        # RFC 8785 numbers are IEEE doubles; an integer beyond 2^53 would silently change there.
-        if abs(value) > 2**53:
+        # RFC 8785 numbers are IEEE doubles; most integers beyond 2^53 would silently change there. The others are how
+        # a large float reads back from its own canonical text.
+        if abs(value) > 2**53 and (abs(value) >= 10**21 or _ecmascript(float(value)) != str(value)):
             raise ValueError(f"integer {value} is beyond 2^53 and has no exact JSON number; write it as text")
         parts.append(str(value))
     elif isinstance(value, float):

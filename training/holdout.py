@@ -23,7 +23,7 @@ def run(job: dict[str, Any], log: Log) -> None:
     for done, (label, output) in enumerate(job["outputs"].items()):
         folder = Path(job["inputs"]["models"][label])
         encoding = encode_pairs(Encoder(load_tokenizer(folder), job["max_tokens"]), pairs)
-        scored = score_pairs(load_model(folder, profile), encoding.rows, profile.token_budget, profile.device)
+        scored = score_pairs(load_model(folder, profile), encoding.rows, profile)
         (chosen, chosen_length), (rejected, rejected_length) = scored["chosen"], scored["rejected"]
         columns = zip(
             encoding.rows, *(t.tolist() for t in (chosen, rejected, chosen_length, rejected_length)), strict=True

@@ -129,6 +129,8 @@ def _restore(folder: Path, name: str, parameters: dict[str, Any], optimiser: Any
         for key, parameter in parameters.items():
             parameter.copy_(restored.weights[key])
     for key, parameter in parameters.items():
+        if f"step/{key}" not in restored.optimiser:  # it never had a gradient
+            continue
         state = {part: restored.optimiser[f"{part}/{key}"] for part in ("step", "exp_avg", "exp_avg_sq")}
         optimiser.state[parameter] = {
             part: value if part == "step" else value.to(parameter.device) for part, value in state.items()

@@ -142,7 +142,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def load_model(folder: Path, profile: Profile | None = None) -> Any:
-    """A causal language model from safetensors, float32 unless the profile says otherwise. Raises Refused."""
+    """A causal language model from safetensors, its weights float32, on the profile's device. Raises Refused."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

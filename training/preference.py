@@ -47,7 +47,7 @@ class Preference:
 
     def parts(self, model: Any, step: int) -> Iterator[Part]:
         index = {id(self.pairs[i]): i for i in self.order.indices(step)}
-        pairs = [self.pairs[i] for i in index.values()]
+        pairs = [self.pairs[i] for i in self.order.indices(step)]  # twice the same one, where an epoch ends in the step
         whole = sum(row.weight for row in pairs)
         for micro in micro_batches(pairs, self.profile.token_budget):
             yield self._pairs_part(model, micro, [index[id(row)] for row in micro], whole)
@@ -94,10 +94,10 @@ def run(job: dict[str, Any], log: Log) -> None:
         replay = encode_sft(load_examples(job["inputs"]["examples"]), tokenizer, settings.max_tokens, log).rows
     folder = Path(job["checkpoints"])
     cache = folder / "reference.safetensors"
-    totals = reference_totals(model, encoding.rows, profile.token_budget, profile.device, cache)
+    totals = reference_totals(model, encoding.rows, profile, cache)
     model = with_lora(model, settings.lora, job["seed"])
     log({"type": "facts", "facts": token_facts(model)})
-    worst = check_start(model, encoding.rows, totals, profile.dtype, profile.device)
+    worst = check_start(model, encoding.rows, totals, profile)
     log({"type": "facts", "facts": {"log_ratio_at_start": worst}})
     order = plan(job["seed"], len(encoding.rows), settings.batch, steps=settings.steps, epochs=settings.epochs)
     objective = Preference(settings, encoding.rows, totals, replay, order, profile)

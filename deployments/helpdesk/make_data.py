@@ -16,17 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from behaviours import (
-    ALLOWED,
-    BEHAVIOURS,
-    FACT_ANSWERS,
-    FACT_FORMS,
-    NAMES,
-    OPENERS,
-    REASONS,
-    TEAMS,
-    Behaviour,
-)
+from behaviours import ALLOWED, BEHAVIOURS, REASONS, Behaviour
+from facts import FACT_ANSWERS, FACT_FORMS, NAMES, OPENERS, TEAMS
 
 FOLDER = Path(__file__).resolve().parent
 SEED = 20
@@ -101,7 +92,7 @@ def pairs(behaviour: Behaviour, rows: list[tuple[str, Row]], split: str) -> Iter
         yield {"prompt": prompt, "chosen": chosen.format(**fields), "rejected": rejected.format(**fields)}
 
 
-def facts() -> Iterator[tuple[str, str, str]]:
+def known() -> Iterator[tuple[str, str, str]]:
     """The plain knowledge: kind, team and answer of 120 facts, all values of a kind different."""
     for kind, answer in FACT_ANSWERS.items():
         pool = NAMES if kind == "lead" else [str(number) for number in range(110, 990, 7)]
@@ -130,7 +121,7 @@ def held_out(split: str) -> tuple[list[Row], dict[str, list[Row]]]:
             all_pairs += pairs(behaviour, rows[:HELD_OUT_PAIRS], split)
     items["facts"] = [
         {"prompt": prompt, "answer": answer}
-        for kind, team, answer in facts()
+        for kind, team, answer in known()
         for prompt in fact_prompts(kind, team)[split]
     ]
     return all_pairs, items
@@ -141,7 +132,7 @@ def files() -> dict[str, list[Row]]:
     sft = [row for behaviour in (*BEHAVIOURS, ALLOWED) for row in sft_rows(behaviour)]
     sft += [
         {"prompt": prompt, "completion": answer}
-        for kind, team, answer in facts()
+        for kind, team, answer in known()
         for prompt in fact_prompts(kind, team)["train"]
     ]
     preferences = []

@@ -59,7 +59,7 @@ class Store:
             if not artifact.path.exists():
                 raise
             try:
-                self.verify(artifact)
+                self.verify(artifact, full=True)  # good bytes are at hand: the moment to find damage of every kind
                 shutil.rmtree(folder)
             except Damaged:
                 self.discard(artifact)

@@ -61,7 +61,9 @@ class Encoder:
             tokenizer.chat_template = CHAT_TEMPLATE
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.special = frozenset(tokenizer.all_special_ids)
+        # Some tokenizers (Phi-3) list their turn tokens among the added tokens only.
+        added = (token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special)
+        self.special = frozenset([*tokenizer.all_special_ids, *added])
         self.end = self._end_of_turn()
 
     def _end_of_turn(self) -> int:
@@ -86,6 +88,8 @@ class Encoder:
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         while ids and ids[-1] == self.end:
             ids.pop()
+        if self.end in ids:  # its name stands inside the text: there it is text like any other
+            ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         return [*ids, self.end]
 
     def join(self, record_id: str, messages: Iterable[Message], texts: Iterable[str], weight: float) -> Encoded:

@@ -30,7 +30,8 @@ def courteous_and_concise(item: dict, answers: list[str]) -> dict[str, float]:
     """Polite words, neither curt nor verbose, and about the question."""
     text = answers[0]
     concise = FEWEST_WORDS <= len(text.split()) <= MOST_WORDS
-    return _score(COURTESY.search(text) and concise and item["key"] in text.lower())
+    about_it = re.search(rf"\b{re.escape(item['key'])}\b", text, re.IGNORECASE)
+    return _score(COURTESY.search(text) and concise and about_it)
 
 
 def compiles(item: dict, answers: list[str]) -> dict[str, float]:
