@@ -1,5 +1,8 @@
 """The DAG: preference data in, a benchmarked and gated model version in the registry out."""
 
+from datetime import datetime
+from pathlib import Path
+
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
@@ -21,7 +24,11 @@ from tasks.promotion import find_rival
 from tasks.run import open_run
 
 
-@flow(name="align", persist_result=False, validate_parameters=False)
+def _name() -> str:
+    return f"{Path(flow_run.parameters['experiment']).stem} {datetime.now():%Y-%m-%d %H:%M:%S}"
+
+
+@flow(name="align", flow_run_name=_name, persist_result=False, validate_parameters=False)
 def align(experiment: str, profile: str | None = None) -> Outcome:
     """Run the experiment file ``experiment`` on ``profile`` (a file or the name of a shipped one)."""
     loaded, machine = load_experiment(experiment), load_profile(profile)

@@ -98,7 +98,7 @@ def check(experiment: str, profile: str | None = None) -> dict[str, Any]:
         "digest": str(e.digest),
         "file": str(loaded.path),
         "workspace": str(look.workspace.home),
-        "data": dict(seen.report["parts"]),
+        "data": {name: seen.report["parts"][name] for name in parts_of(e.data)},
         "plan": plan,
         "estimates": costs,
         "warnings": [*seen.report["warnings"], *look.warnings],
@@ -166,7 +166,7 @@ def plan_steps(look: Looking, e: Experiment, seen: Seen) -> list[dict[str, str]]
     plan: list[dict[str, str]] = []
 
     def state(name: str, done: object, known: bool = True, note: str = "") -> None:
-        """``known``: whether all inputs are, so that the step was looked up; else an earlier one of its kind is stale."""
+        """``known``: whether the inputs are, so that the step was looked up; else an earlier one is stale."""
         earlier = look.manifests("gate" if name in ("register", "promote") else name)
         found = CACHED if done else RUNS if known or not earlier else CHANGED
         plan.append({"step": name, "state": found} | ({"note": note} if note else {}))
@@ -311,8 +311,8 @@ def _warn_of_training(look: Looking, name: str, settings: Optimiser, cost: dict[
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if look.profile.device == "cpu" and cost["memory"] > memory:
             look.warn(
-                f"{name}: estimate {gib(cost['memory'])} of memory, this machine has {gib(memory)}; lower the profile's "
-                "token_budget, or train LoRA adapters"
+                f"{name}: estimate {gib(cost['memory'])} of memory, this machine has {gib(memory)}; lower the "
+                "profile's token_budget, or train LoRA adapters"
             )
 
 
@@ -333,7 +333,7 @@ def _recorded(look: Looking, name: str, work: float, measure: Any) -> float | No
             same = all(record["environment"].get(key, value) == value for key, value in look.compute.items())
             ratio = work / measure(record, name)
             if same and 0.25 <= ratio <= 4:
-                return estimate.START + max(0.0, float(manifest["timing"]["seconds"]) - estimate.START) * ratio
+                return float(estimate.START + max(0.0, manifest["timing"]["seconds"] - estimate.START) * ratio)
     return None
 
 
@@ -392,8 +392,8 @@ def _show_estimates(costs: dict[str, Any]) -> None:
             f", {cost['trained_parameters']:,} trained" if cost["trained_parameters"] != costs["parameters"] else ""
         )
         print(
-            f"  {name}: {cost['steps']:,} steps of {cost['batch']} rows, about {cost['tokens_per_step']:,} padded tokens "
-            f"each{trained}; {gib(cost['memory'])} of memory; {duration(cost['seconds'])} by {cost['from']}"
+            f"  {name}: {cost['steps']:,} steps of {cost['batch']} rows, about {cost['tokens_per_step']:,} padded "
+            f"tokens each{trained}; {gib(cost['memory'])} of memory; {duration(cost['seconds'])} by {cost['from']}"
         )
     print(f"  disk: {gib(costs['disk']['bytes'])} more; {gib(costs['disk']['free'])} are free")
     spent = ", ".join(f"{name} {duration(value)}" for name, value in costs["seconds"].items() if name != "total")

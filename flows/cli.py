@@ -19,7 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         value, show = options.call(options)
     except KeyboardInterrupt:
-        return _fail(options, "stopped by the keyboard; what was finished is kept: run again and it goes on from there", 1)
+        return _fail(
+            options, "stopped by the keyboard; what was finished is kept: run again and it goes on from there", 1
+        )
     except Exception as error:
         return _fail(options, *_explain(error))
     if value is None:
@@ -56,12 +58,17 @@ def _parser() -> argparse.ArgumentParser:
 
     example = "deployments/experiments/helpdesk.yaml"
     check = command(
-        "check", _check, "settings and data without training: what would run, be quarantined, is cached", f"alignmill check {example}"
+        "check",
+        _check,
+        "settings and data without training: what would run, be quarantined, is cached",
+        f"alignmill check {example}",
     )
     run = command("run", _run, "the whole DAG, now", f"alignmill run {example}")
     for sub in (check, run):
         sub.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file (YAML)")
-        sub.add_argument("--profile", metavar="NAME", help="a profile file, or the name of a shipped one (default: laptop)")
+        sub.add_argument(
+            "--profile", metavar="NAME", help="a profile file, or the name of a shipped one (default: laptop)"
+        )
 
     status = command("status", _status, "runs, champion, challenger, versions", "alignmill status helpdesk")
     status.add_argument("model", metavar="MODEL", nargs="?", help="one registered model (default: all of them)")

@@ -94,19 +94,26 @@ def load_settings(model: type[Model], path: Path) -> Model:
     """A YAML file as validated settings. Raises Refused: what, where, found, allowed, and the nearest right name."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except (OSError, ValueError) as error:
+        unicode = isinstance(error, UnicodeDecodeError)
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text" if unicode else error
         raise Refused(f"{path} cannot be read: {reason}; name a YAML file of settings") from error
     try:
         content = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise Refused(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise Refused(f"{path} is nested too deeply; settings are sections of keys with values") from None
     if not isinstance(content, dict):
         found = "nothing" if content is None else type(content).__name__
         raise Refused(f"{path} holds {found}; expected are the sections {', '.join(model.model_fields)}")
     try:
+        plain = json.dumps(content)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Refused(f"{path} holds what JSON has not ({error}); write plain values, without tags (!!)") from None
+    try:
         # Through JSON, so that lists become tuples and nothing else is converted.
-        return model.model_validate_json(json.dumps(content))
+        return model.model_validate_json(plain)
     except ValidationError as error:
         faults = error.errors(include_url=False)
         # A faulty item also makes its list too short: that second error would only confuse.
@@ -116,16 +123,26 @@ def load_settings(model: type[Model], path: Path) -> Model:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with JSON's scalars (``4e-3`` is a number, ``no`` is text, dates are text); a key may stand once only."""
+    """YAML with JSON's scalars (``4e-3`` is a number, ``no`` is text, dates are text); a key may stand once only.
+
+    Aliases are refused: an experiment says everything where it stands, and a few of them can stand for gigabytes.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "an alias (*) stands for a value; write the value out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+                told = f"the key {key!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, told, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -134,11 +151,12 @@ _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"^(?:~|null|)$", "~n\0"),
     ("bool", r"^(?:true|false)$", "tf"),
-    ("int", r"^[-+]?[0-9][0-9_]*$", "-+0123456789"),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),  # no leading zero: PyYAML would read octal
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("float", r"^[-+]?[0-9]+[eE][-+]?[0-9]+$", "-+0123456789"),
     ("float", r"^(?:[-+]?\.inf|\.nan)$", "-+."),
 ):
-    _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), [c if c != "\0" else "" for c in _first]
     )
 
@@ -158,7 +176,8 @@ def _explain(model: type[BaseModel], fault: Any) -> str:
         case _:
             found = json.dumps(fault["input"], default=str)
             message = fault["msg"][:1].lower() + fault["msg"][1:]
-            allowed = [value.strip(" '") for value in str(fault.get("ctx", {}).get("expected", "")).replace(" or ", ",").split(",")]
+            expected = str(fault.get("ctx", {}).get("expected", "")).replace(" or ", ",")
+            allowed = [value.strip(" '") for value in expected.split(",")]
             near = difflib.get_close_matches(str(fault["input"]), allowed, 1) if any(allowed) else []
             hint = f"; did you mean {near[0]!r}?" if near else ""
             return f"{where}: found {found[:120]}; {message}{hint}"

@@ -148,8 +148,8 @@ def _check_base(folder: Path) -> None:
 
 
 def _relative(path: Path, target: Path) -> str:
-    """``path`` as seen from the folder of ``target``."""
-    return Path(os.path.relpath(path.resolve(), target.parent.resolve())).as_posix()
+    """``path`` as seen from the folder of ``target``; a link keeps its own name, so that it may move on."""
+    return Path(os.path.relpath(path.absolute().parent.resolve() / path.name, target.parent.resolve())).as_posix()
 
 
 def _scalar(value: str) -> str:
@@ -238,7 +238,7 @@ def _text(name: str, look: Look, data: str, folder: Path | None, base: str | Non
     lengths = [row_tokens(count, r.prompt, (c.text for c in r.completions), 2 if folder is None else 5) for r in sample]
     usual = percentile(lengths, 0.95)
     limit = 512 if folder is None else min(1024, folder_shape(folder).context or 1024)
-    tokens = 2 ** max(5, min(math.ceil(math.log2(usual)), int(math.log2(limit))))
+    tokens = 2 ** min(int(math.log2(limit)), max(5, math.ceil(math.log2(usual))))
     learnt = sum(len(pairs(record)) for record in train)
     batch = next(size for size in (16, 8, 4, 2, 1) if size == 1 or learnt >= 10 * size)
     rows = 2 * batch if tokens <= 128 else batch

@@ -73,7 +73,12 @@ def questions(
         for name, digest in digests.items():
             inputs = {"model": model, "benchmark": digest}
             step = run.step(
-                "benchmark", {"name": name, **asked}, inputs, ("evaluation.benchmarks",), BENCHMARK_PACKAGES, run.compute
+                "benchmark",
+                {"name": name, **asked},
+                inputs,
+                ("evaluation.benchmarks",),
+                BENCHMARK_PACKAGES,
+                run.compute,
             )
             yield Question(label, name, "benchmark", step)
         inputs = {"model": model, **pairs}

@@ -112,7 +112,9 @@ def _snapshot(run: Run, name: str, sources: tuple[Source, ...]) -> StepResult:
                 "root": str(merkle.root(facts.leaves())),
                 "rows": facts.rows,
                 "unreadable": facts.unreadable,
-                "sources": {s.path: {"form": s.form, "rows": s.rows, "unreadable": s.unreadable} for s in facts.sources},
+                "sources": {
+                    s.path: {"form": s.form, "rows": s.rows, "unreadable": s.unreadable} for s in facts.sources
+                },
             },
         )
 

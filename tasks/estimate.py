@@ -18,7 +18,7 @@ from training.settings import LoRA, NewModel, Optimiser, Profile, Refused
 
 START = 5.0  # a child process: Python, torch, transformers, the model
 SUITE = 9.0  # the same with lm-eval
-EFFICIENCY = 0.7  # share of a bare matrix product's speed that training reaches
+EFFICIENCY = 0.5  # share of a bare matrix product's speed that training reaches
 PROCESS = 700 * 2**20  # Python with torch and transformers, before any model
 _FLOAT = 4
 _NO_LINEAR = ("embed", "wte", "wpe", "lm_head")
@@ -220,10 +220,11 @@ def run_disk(shape: Shape, trained: Sequence[int], models: int) -> int:
 # ------------------------------------------------------------------------------------------------ time
 
 
-def calibrate(seconds: float = 0.1, size: int = 512) -> float:
-    """FLOP/s of one CPU thread: float32 matrix products of ``size`` for ``seconds``."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+def calibrate(seconds: float = 0.1) -> float:
+    """FLOP/s of one CPU thread: the fastest of many float32 matrix products, too small for numpy to share out."""
     import numpy as np
+
+    size = 96
 
     matrix = np.ones((size, size), np.float32)
     best, end = float("inf"), time.perf_counter() + seconds

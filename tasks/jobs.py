@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.lineage.code import ROOT
+from tasks.lineage.closure import ROOT
 from tasks.lineage.store import write_atomic
 from training.settings import Refused
 
@@ -152,7 +152,9 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 def _epitaph(job: Job, code: int, error: str | None) -> str:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     why = error or "\n".join(job.log.read_text(errors="replace").splitlines()[-5:])
-    return f"{job.module} {how}: {why or 'no message'} (log: {job.log}); run again and it goes on from its last checkpoint"
+    return (
+        f"{job.module} {how}: {why or 'no message'} (log: {job.log}); run again and it goes on from its last checkpoint"
+    )
 
 
 class EventReader:

@@ -12,7 +12,7 @@ import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
-from tasks.lineage.code import ROOT
+from tasks.lineage.closure import ROOT
 from tasks.workspace import Workspace
 from training.settings import Refused
 
@@ -35,12 +35,18 @@ def serve_pages(prefect_port: int, mlflow_port: int, as_json: bool) -> None:
     workspace.prepare()
     prefect = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)]
     mlflow = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"]
-    mlflow += ["--backend-store-uri", workspace.tracking_uri, "--artifacts-destination", str(workspace.home / "mlartifacts")]
+    mlflow += [
+        "--backend-store-uri",
+        workspace.tracking_uri,
+        "--artifacts-destination",
+        str(workspace.home / "mlartifacts"),
+    ]
     addresses = {"prefect": f"http://127.0.0.1:{prefect_port}", "mlflow": f"http://127.0.0.1:{mlflow_port}"}
     with ExitStack() as stack:
         # A termination request ends the pages as cleanly as the keyboard does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        servers = {name: _Server(name, command, workspace) for name, command in (("prefect", prefect), ("mlflow", mlflow))}
+        commands = {"prefect": prefect, "mlflow": mlflow}
+        servers = {name: _Server(name, command, workspace, addresses["prefect"]) for name, command in commands.items()}
         for server in servers.values():
             stack.callback(server.stop)
         servers["prefect"].wait(f"{addresses['prefect']}/api/health")
@@ -62,10 +68,11 @@ def serve_pages(prefect_port: int, mlflow_port: int, as_json: bool) -> None:
 class _Server:
     """One server in a process group of its own, its log in the workspace."""
 
-    def __init__(self, name: str, command: list[str], workspace: Workspace) -> None:
+    def __init__(self, name: str, command: list[str], workspace: Workspace, prefect: str) -> None:
         self.name = name
         self.log = Path(workspace.home, f"{name}-server.log")
         environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
+        environment["PREFECT_SERVER_UI_API_URL"] = f"{prefect}/api"  # else the page asks Prefect's default port
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(

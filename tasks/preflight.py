@@ -33,7 +33,9 @@ def _data(root: Path, data: DataSettings) -> list[str]:
                 beside = f"; beside it are {', '.join(near)}" if near else ""
                 problems.append(f"data: {path} does not exist{beside}; paths are relative to the experiment file")
             elif path.is_dir():
-                problems.append(f"data: {path} is a folder; name a file (JSONL, JSON, CSV or Parquet; plain, .gz or .zst)")
+                problems.append(
+                    f"data: {path} is a folder; name a file (JSONL, JSON, CSV or Parquet; plain, .gz or .zst)"
+                )
     return problems
 
 

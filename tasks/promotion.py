@@ -69,7 +69,9 @@ def find_rival(run: Run, settings: RegistrySettings, policy: Artifact) -> Rival:
     if champion.weights == policy.digest and weights is None:
         return Rival(None)
     if weights is None:
-        return Rival(None, f"version {champion.number} was made elsewhere: its weights are not in this workspace's store")
+        return Rival(
+            None, f"version {champion.number} was made elsewhere: its weights are not in this workspace's store"
+        )
     artifact = run.workspace.store.artifact("model", weights)
     try:
         run.workspace.store.verify(artifact)
@@ -100,7 +102,9 @@ def decide_promotion(run: Run, settings: GateSettings, scores: Scores, rival: Ri
     return judged
 
 
-def register_version(run: Run, settings: RegistrySettings, policy: StepResult, judged: Judged, scores: Scores) -> Registered:
+def register_version(
+    run: Run, settings: RegistrySettings, policy: StepResult, judged: Judged, scores: Scores
+) -> Registered:
     """A version per (policy, decision), refused ones too; ``challenger`` points to it. Done once, however often called."""
     registry = Registry(run.tracking.client, settings.model)
     weights, decision = policy["model"], judged.digest

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.lineage.code import packages
+from tasks.lineage.closure import packages
 from tasks.lineage.store import Artifact
 from tasks.tracking import Tracking
 from training.digest import Digest
@@ -97,6 +97,7 @@ class Registry:
             model_id=info.model_id,
         )
         return Version.of(self.client.get_model_version(self.model, version.version))
+
 
 def _log_model(tracking: Tracking, policy: Artifact) -> Any:
     """A logged model in MLflow's transformers flavour: safetensors, signature, requirements; no pickle."""

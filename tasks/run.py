@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.console import Console
 from tasks.jobs import EventReader, Job, run_job
-from tasks.lineage.code import code_digest, packages
+from tasks.lineage.closure import code_digest, packages
 from tasks.lineage.step import Made, Step, StepResult, Work, find, locked, perform
 from tasks.tracking import MetricSink, Tracking
 from tasks.workspace import Workspace
@@ -190,7 +190,7 @@ class StepRun:
 def only_run(workspace: Workspace, name: str) -> Iterator[None]:
     """Keep a second run of the same experiment out of the workspace. Raises AlreadyRunning, which names the first."""
     path = workspace.home / "locks" / f"experiment-{name}.lock"
-    note = path.with_suffix(".json")
+    note = path.parent / f"experiment-{name}.json"
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(path, wait=False))

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
-from tasks.lineage.code import ROOT
+from tasks.lineage.closure import ROOT
 
 # A temporary server schedules nothing; these services would only cost start-up time.
 _IDLE = (
@@ -78,7 +78,9 @@ class EmbeddedPrefect:
             "a server of your own and name it in PREFECT_API_URL"
         )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.process is None:
             return
         os.environ.pop("PREFECT_API_URL", None)

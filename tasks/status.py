@@ -90,7 +90,13 @@ def show(value: dict[str, Any]) -> None:
     table(
         ["run", "status", "started", "seconds", "outcome"],
         [
-            [r["name"], r["status"], r["started"], f"{r['seconds']:.0f}" if r["seconds"] else "–", (r["note"] or "–")[:60]]
+            [
+                r["name"],
+                r["status"],
+                r["started"],
+                f"{r['seconds']:.0f}" if r["seconds"] else "–",
+                (r["note"] or "–")[:60],
+            ]
             for r in value["runs"]
         ],
     )

@@ -5,6 +5,7 @@ curve is whole and no run stays "running" for ever.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +28,12 @@ DATASET_DIGEST_LENGTH = 32
 
 def connect(workspace: Workspace) -> "MlflowClient":
     """A client of the workspace's tracking store; a new database is created once, under a lock."""
+    import logging
+
     from mlflow import MlflowClient
 
+    for noisy in ("mlflow.store.db.utils", "alembic.runtime.migration"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     with locked(workspace.home / "locks" / "mlflow.lock"):
         client = MlflowClient(workspace.tracking_uri)
         if workspace.embedded_mlflow and not (workspace.home / "mlflow.db").exists():
@@ -50,9 +55,13 @@ class Tracking:
 
         found = self.client.get_experiment_by_name(self.name)
         if found is None:
-            place = (self.workspace.home / "mlartifacts" / self.name).as_uri() if self.workspace.embedded_mlflow else None
+            place = (
+                (self.workspace.home / "mlartifacts" / self.name).as_uri() if self.workspace.embedded_mlflow else None
+            )
             try:
-                return str(self.client.create_experiment(self.name, artifact_location=place))
+                # The kind opens MLflow's pages for model training, and not those for chat traces.
+                tags = {"mlflow.experimentKind": "custom_model_development"}
+                return str(self.client.create_experiment(self.name, artifact_location=place, tags=tags))
             except MlflowException:  # another process was faster
                 found = self.client.get_experiment_by_name(self.name)
         assert found is not None
@@ -90,18 +99,20 @@ class Tracking:
         """Settings as flat parameters: ``preference.loss.beta``."""
         from mlflow.entities import Param
 
-        flat = [Param(key, value[:PARAM_LENGTH]) for key, value in _flatten(settings) if value]
+        flat = [Param(_mlflow_name(key), value[:PARAM_LENGTH]) for key, value in _flatten(settings) if value]
         for i in range(0, len(flat), 100):
             self.client.log_batch(run_id, params=flat[i : i + 100])
 
     def metrics(self, run_id: str, values: Mapping[str, float], step: int = 0, millis: int | None = None) -> None:
-        self.metric_rows(run_id, [(key, value, step, millis or int(time.time() * 1000)) for key, value in values.items()])
+        self.metric_rows(
+            run_id, [(key, value, step, millis or int(time.time() * 1000)) for key, value in values.items()]
+        )
 
     def metric_rows(self, run_id: str, rows: Iterable[tuple[str, float, int, int]]) -> None:
         """(key, value, step, Unix milliseconds), in batches of at most 1,000."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(_metric_name(key), float(value), millis, step) for key, value, step, millis in rows]
+        metrics = [Metric(_mlflow_name(key), float(value), millis, step) for key, value, step, millis in rows]
         for i in range(0, len(metrics), METRICS_PER_BATCH):
             self.client.log_batch(run_id, metrics=metrics[i : i + METRICS_PER_BATCH])
 
@@ -110,7 +121,9 @@ class Tracking:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         short = digest.value[:DATASET_DIGEST_LENGTH]
-        dataset = Dataset(name, short, "local", json.dumps({"uri": source}), profile=json.dumps({"digest": str(digest)}))
+        dataset = Dataset(
+            name, short, "local", json.dumps({"uri": source}), profile=json.dumps({"digest": str(digest)})
+        )
         tags = [InputTag("mlflow.data.context", context), InputTag("alignmill.digest", str(digest))]
         self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
 
@@ -183,5 +196,7 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix or "value", value if isinstance(value, str) else json.dumps(value)
 
 
-def _metric_name(name: str) -> str:
+def _mlflow_name(name: str) -> str:
+    """MLflow names know few characters and are paths: no ``..``, no leading slash."""
+    name = re.sub(r"\.\.+/?|^/+", "", name)
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)

@@ -26,7 +26,9 @@ class Restored:
     optimiser: dict[str, Any]
 
 
-def save(folder: Path, step: int, objective: str, weights: dict[str, Any], optimiser: dict[str, Any], keep: int) -> None:
+def save(
+    folder: Path, step: int, objective: str, weights: dict[str, Any], optimiser: dict[str, Any], keep: int
+) -> None:
     """Write ``folder/step-NNNNNNNN`` atomically and drop all but the newest ``keep``."""
     from safetensors.torch import save_file
 

@@ -29,7 +29,9 @@ def run(job: dict[str, Any], log: Log) -> None:
             encoding.rows, *(t.tolist() for t in (chosen, rejected, chosen_length, rejected_length)), strict=True
         )
         lines = [
-            canonical_json({"record": row.record_id, "chosen": c, "rejected": r, "chosen_length": cl, "rejected_length": rl})
+            canonical_json(
+                {"record": row.record_id, "chosen": c, "rejected": r, "chosen_length": cl, "rejected_length": rl}
+            )
             for row, c, r, cl, rl in columns
         ]
         partial = Path(output).with_name(f".partial-{Path(output).name}")

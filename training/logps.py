@@ -38,15 +38,17 @@ def pad(rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: Any, pad_id
 
     width = max(len(prompt) + len(completion) for prompt, completion in rows) - 1
     ids = torch.full((len(rows), max(width, 1)), pad_id, dtype=torch.long)
-    row, position, target = [], [], []
+    row: list[int] = []
+    position: list[int] = []
+    target: list[int] = []
     for i, (prompt, completion) in enumerate(rows):
         fed = [*prompt, *completion[:-1]]
         ids[i, : len(fed)] = torch.tensor(fed, dtype=torch.long)
         row += [i] * len(completion)
         position += range(len(prompt) - 1, len(prompt) - 1 + len(completion))
         target += completion
-    tensors = (torch.tensor(values, dtype=torch.long, device=device) for values in (row, position, target))
-    return PaddedBatch(ids.to(device), *tensors, rows=len(rows))
+    at, where, what = (torch.tensor(values, dtype=torch.long, device=device) for values in (row, position, target))
+    return PaddedBatch(ids.to(device), at, where, what, len(rows))
 
 
 def branches(rows: Sequence[Encoded], k: int) -> list[tuple[Sequence[int], Sequence[int]]]:

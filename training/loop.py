@@ -65,7 +65,14 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def train(
-    model: Any, objective: Objective, settings: Optimiser, profile: Profile, seed: int, name: str, folder: Path, log: Log
+    model: Any,
+    objective: Objective,
+    settings: Optimiser,
+    profile: Profile,
+    seed: int,
+    name: str,
+    folder: Path,
+    log: Log,
 ) -> Any:
     """Train the parameters of ``model`` that require gradients and return it.
 

@@ -69,7 +69,9 @@ def new_model(settings: NewModel, seed: int, texts: Iterable[str], output: Path)
 def check_local(folder: Path) -> None:
     """Refuse a folder that holds no loadable model, before any time is spent. Raises Refused."""
     if not folder.is_dir():
-        raise Refused(f"model.base: {folder} is no folder; name a folder with config.json and *.safetensors, or a hub id")
+        raise Refused(
+            f"model.base: {folder} is no folder; name a folder with config.json and *.safetensors, or a hub id"
+        )
     if not (folder / "config.json").is_file():
         raise Refused(f"model.base: {folder} holds no config.json; found {_names(folder)}")
     if not list(folder.glob("*.safetensors")):
@@ -86,7 +88,9 @@ def _names(folder: Path) -> str:
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") or "nothing"
 
 
-def base_model(settings: ModelSettings, seed: int, root: Path, texts: Callable[[], Iterable[str]], output: Path) -> None:
+def base_model(
+    settings: ModelSettings, seed: int, root: Path, texts: Callable[[], Iterable[str]], output: Path
+) -> None:
     """Write the base model's files into ``output``: made here, linked from a folder, or fetched from the hub.
 
     Raises Refused where it cannot be had or does not load.
@@ -149,7 +153,8 @@ def load_model(folder: Path, profile: Profile | None = None) -> Any:
 
     logging.disable_progress_bar()
     try:
-        model, facts = AutoModelForCausalLM.from_pretrained(
+        load: Any = AutoModelForCausalLM.from_pretrained
+        model, facts = load(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:
@@ -173,7 +178,9 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise Refused(f"the tokenizer in {folder} does not load ({type(error).__name__}: {str(error)[:300]})") from error
+        raise Refused(
+            f"the tokenizer in {folder} does not load ({type(error).__name__}: {str(error)[:300]})"
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -190,7 +197,7 @@ def with_lora(model: Any, settings: LoRA | None, seed: int) -> Any:
     targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # a float is fine, peft only divides it
         lora_dropout=settings.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",

@@ -56,7 +56,9 @@ def encode_sft(examples: Sequence[Example], tokenizer: Any, max_tokens: int, log
     encoding = encode_examples(Encoder(tokenizer, max_tokens), examples)
     log({"type": "facts", "facts": {f"sft_{key}": value for key, value in encoding.facts.items()}})
     if not encoding.rows:
-        raise Refused(f"no SFT row is left of {len(examples)} after cutting to max_tokens {max_tokens}; raise max_tokens")
+        raise Refused(
+            f"no SFT row is left of {len(examples)} after cutting to max_tokens {max_tokens}; raise max_tokens"
+        )
     return encoding
 
 

@@ -83,7 +83,8 @@ class Made:
 def find(store: Store, step: Step, warn: Callable[[str], None]) -> StepResult | None:
     """The step's recorded result, its outputs verified (cheaply); None where it has to run.
 
-    A damaged output is reported through ``warn``, moved aside, and the step counts as not done.
+    A damaged output is reported through ``warn`` and the step counts as not done; ``put`` moves it aside when the good
+    bytes are there again.
     """
     path = manifest_path(store, step)
     try:
@@ -105,8 +106,7 @@ def find(store: Store, step: Step, warn: Callable[[str], None]) -> StepResult | 
         try:
             store.verify(artifact)
         except Damaged as damage:
-            aside = f"; moved to {store.discard(artifact)}" if artifact.path.exists() else ""
-            warn(f"{damage}{aside}; step {step.name} runs again")
+            warn(f"{damage}; step {step.name} runs again")
             return None
     timing = manifest["timing"]
     return StepResult(step.name, step.key, outputs, record["facts"], True, timing["seconds"], timing["extra"])
@@ -119,8 +119,9 @@ def perform(store: Store, step: Step, function: Callable[[Work], Made], warn: Ca
         return done
     folder = store.root / "work" / f"{step.name}-{step.key.value[:24]}"
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_suffix(".lock")) as lock:
-        done = find(store, step, warn)  # another process may have finished it while this one waited
+    with locked(folder.parent / f"{folder.name}.lock") as lock:
+        # Another process may have finished it while this one waited. What is damaged has been told above.
+        done = find(store, step, lambda text: None)
         if done is not None:
             return done
         folder.mkdir(exist_ok=True)
@@ -136,10 +137,11 @@ def perform(store: Store, step: Step, function: Callable[[Work], Made], warn: Ca
             "outputs": {name: artifact.as_json() for name, artifact in outputs.items()},
             "facts": dict(made.facts),
         }
-        timing = {"started": began, "seconds": time.time() - began, "extra": dict(made.extra)}
+        seconds = time.time() - began
+        timing = {"started": began, "seconds": seconds, "extra": dict(made.extra)}
         write_json(manifest_path(store, step), {"record": record, "digest": str(digest_json(record)), "timing": timing})
         shutil.rmtree(folder)
-    return StepResult(step.name, step.key, outputs, made.facts, False, timing["seconds"], made.extra)
+    return StepResult(step.name, step.key, outputs, made.facts, False, seconds, made.extra)
 
 
 def manifest_path(store: Store, step: Step) -> Path:

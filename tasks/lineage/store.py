@@ -87,7 +87,9 @@ class Store:
         except (OSError, ValueError) as error:
             raise Damaged(f"{artifact.kind} {artifact.digest} at {artifact.path} cannot be read: {error}") from error
         if manifest.digest != artifact.digest:
-            raise Damaged(f"{artifact.kind} {artifact.digest} has changed: {_difference(index, manifest, artifact.path)}")
+            raise Damaged(
+                f"{artifact.kind} {artifact.digest} has changed: {_difference(index, manifest, artifact.path)}"
+            )
         self._remember(artifact, manifest)
 
     def discard(self, artifact: Artifact) -> Path:

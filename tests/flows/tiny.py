@@ -77,10 +77,18 @@ def settings() -> dict[str, Any]:
             "replay": 2,
             "max_tokens": 64,
         },
-        "benchmarks": {"include": "benchmarks", "names": ["tiny_choice"], "samples": {"prompts": 4, "max_new_tokens": 16}},
-        "gate": {"collapse": None, "collapse_off_reason": "a toy model", "floors": [{"metric": "tiny_choice/acc", "minimum": 0.0}]},
+        "benchmarks": {
+            "include": "benchmarks",
+            "names": ["tiny_choice"],
+            "samples": {"prompts": 4, "max_new_tokens": 16},
+        },
+        "gate": {
+            "collapse": None,
+            "collapse_off_reason": "a toy model",
+            "floors": [{"metric": "tiny_choice/acc", "minimum": 0.0}],
+        },
         "registry": {"model": "tiny"},
-    }  # fmt: skip
+    }
 
 
 PROFILE = {"device": "cpu", "threads": 1, "token_budget": 2048, "checkpoint_seconds": 0.05}

@@ -99,7 +99,9 @@ def test_a_large_float_reads_back_as_an_integer_that_is_written_the_same() -> No
     assert canonical_json(10**18) == canonical_json(1e18) == b"1000000000000000000"
 
 
-@pytest.mark.parametrize("value", [2**53 + 1, 2**60, 10**400, {1: 2}, {"a": object()}, "\ud800", b"bytes", {"\udc00": 1}])
+@pytest.mark.parametrize(
+    "value", [2**53 + 1, 2**60, 10**400, {1: 2}, {"a": object()}, "\ud800", b"bytes", {"\udc00": 1}]
+)
 def test_what_has_no_canonical_json_is_refused(value: object) -> None:
     with pytest.raises(ValueError):
         canonical_json(value)

@@ -1,4 +1,4 @@
-"""The optimiser loop: normalisation, schedule, the stop on NaN, and a resume that nobody can tell from an undisturbed run."""
+"""The optimiser loop: normalisation, schedule, the stop on NaN, and a resume that cannot be told from a quiet run."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from tests.training.tiny import (
     weights,
 )
 from training import preference, sft
-from training.data.batches import plan
+from training.data.batches import Plan, plan
 from training.data.encode import Encoded, Encoder, encode_examples, encode_pairs
 from training.loop import Diverged, Objective, learning_rate, step_seed, train
 from training.losses.base import Logps, PairLogps
@@ -100,15 +100,17 @@ def test_a_row_that_stands_twice_in_a_step_counts_twice(tiny: Tiny, root: Path) 
     pairs = encode_pairs(Encoder(load_tokenizer(tiny.base), 64), pairs_of(tiny.pairs, "train")).rows
     totals = torch.zeros(12, 2)
     order = plan(1, 12, 13, steps=1, epochs=None)
-    objective = Preference(preference_settings(batch=13), pairs, totals, (), order, profile())
+    alone = plan(1, 1, 1, steps=1, epochs=None)
+    settings = preference_settings(batch=13)
     model = load_model(tiny.base).eval()
+
+    def loss(rows: tuple[Encoded, ...], order: Plan) -> float:
+        objective = Preference(settings, rows, totals, (), order, profile())
+        return sum(float(part.loss) for part in objective.parts(model, 0))
+
     with torch.no_grad():
-        found = sum(float(part.loss) for part in objective.parts(model, 0))
-        single = [
-            float(next(Preference(objective.settings, (row,), totals, (), plan(1, 1, 1, steps=1, epochs=None), profile())
-                       .parts(model, 0)).loss)
-            for row in pairs
-        ]  # fmt: skip
+        found = loss(pairs, order)
+        single = [loss((row,), alone) for row in pairs]
     visited = order.indices(0)
     weight = [pairs[i].weight for i in visited]
     assert len(visited) == 13 and len(set(visited)) == 12

@@ -1,5 +1,6 @@
 """Which folders are models, and what a folder that we write holds."""
 
+import io
 import json
 import pickletools
 import re
@@ -83,7 +84,7 @@ def test_weights_that_do_not_belong_to_the_config_are_refused(folder: Path) -> N
 
 def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(Refused, match="the tokenizer in .* does not load"):
+    with pytest.raises(Refused, match=r"the tokenizer in .* does not load"):
         load_tokenizer(folder)
 
 
@@ -115,7 +116,7 @@ def test_a_written_folder_holds_no_pickle(written: Path) -> None:
         data = path.read_bytes()
         assert not data.startswith((b"PK", b"\x80"))
         with pytest.raises(Exception):  # noqa: B017 - any error says that it is no pickle
-            pickletools.dis(data, out=open("/dev/null", "w"))  # noqa: SIM115
+            pickletools.dis(data, out=io.StringIO())
 
 
 def test_a_written_folder_holds_no_path_of_this_machine(written: Path, tmp_path: Path) -> None:

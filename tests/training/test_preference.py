@@ -1,5 +1,6 @@
 """The reference is the initial policy and nothing else; replayed rows enter with their weight."""
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ from tests.training.tiny import LORA, Tiny, job, preference_settings, profile, s
 from training import holdout, preference, sft
 from training.data.batches import plan
 from training.data.encode import Encoded, Encoder, encode_examples, encode_pairs
+from training.data.snapshot import read_snapshot, write_snapshot
+from training.data.split import Selected, read_selection, write_selection
 from training.loop import train
 from training.models import load_model, load_tokenizer, with_lora
 from training.preference import Preference, pairs_of
 from training.reference import check_start, reference_totals, score_pairs
-from training.settings import Profile, Refused
+from training.settings import Profile, Refused, Source
 
 LN_2 = math.log(2)
 
@@ -67,7 +70,9 @@ def test_reference_and_policy_are_scored_in_the_same_precision(
     exact = reference_totals(model, pairs, profile(), root / "exact.safetensors")
     assert float((totals - exact).abs().max()) > 1e-4
     events: list[dict[str, Any]] = []
-    objective = Preference(preference_settings(1, batch=12), pairs, totals, (), plan(1, 12, 12, steps=1, epochs=None), chosen)
+    objective = Preference(
+        preference_settings(1, batch=12), pairs, totals, (), plan(1, 12, 12, steps=1, epochs=None), chosen
+    )
     train(model, objective, preference_settings(1, batch=12), chosen, 1, "x", root / "checkpoints", events.append)
     (first,) = metrics(events)
     assert abs(first["rewards/chosen"]) < 1e-5 and abs(first["rewards/rejected"]) < 1e-5
@@ -172,15 +177,18 @@ def test_replayed_rows_are_named_among_the_records_of_a_step(tiny: Tiny, pairs: 
 
 
 def test_no_pair_left_after_the_cut_is_refused(tiny: Tiny, root: Path) -> None:
-    # 8 tokens: the prompt keeps up to 2, completions that share their first 6 tokens are the same.
+    # 8 tokens: completions that share their first 8 are the same, however much the prompt gives way.
+    row = {"prompt": "Which?", "chosen": "zzzz zzzz zzzz yes", "rejected": "zzzz zzzz zzzz no"}
+    (root / "same.jsonl").write_text(json.dumps(row))
+    write_snapshot([Source(path="same.jsonl")], root, root / "same")
+    (stored,) = read_snapshot(root / "same")
+    write_selection([Selected("same", 0, stored.id, "train")], root / "same.parquet")
     given = job(tiny, preference_settings(max_tokens=8), root, "model")
+    given["inputs"]["pairs"] = {"parts": {"same": str(root / "same")}, "selection": str(root / "same.parquet")}
     events: list[dict[str, Any]] = []
-    try:
+    with pytest.raises(Refused, match="no pair is left after cutting to max_tokens 8; raise max_tokens"):
         preference.run(given, events.append)
-    except Refused as error:
-        assert "no pair is left after cutting to max_tokens 8; raise max_tokens" in str(error)
-    facts = {k: v for event in events if event["type"] == "facts" for k, v in event["facts"].items()}
-    assert facts["pairs_rows"] + facts["pairs_dropped_after_truncation"] == 12
+    assert events[0]["facts"] == {"pairs_rows": 0, "pairs_truncated": 1, "pairs_dropped_after_truncation": 1}
 
 
 def test_lora_targets_that_the_model_lacks_are_refused(tiny: Tiny) -> None:
@@ -192,17 +200,16 @@ def test_lora_targets_that_the_model_lacks_are_refused(tiny: Tiny) -> None:
 
 
 def test_held_out_pairs_are_scored_under_every_model_in_stored_order(tiny: Tiny, root: Path) -> None:
-    import json
-
-    from training.data.split import Selected, read_selection, write_selection
-
     kept = read_selection(Path(tiny.pairs["selection"]))
     held = [Selected(item.part, item.row, item.id, "holdout") for item in kept[:5]]
     write_selection([*held, *kept[5:]], root / "selection.parquet")
-    given = {
+    given: dict[str, Any] = {
         "profile": profile().model_dump_json(),
         "max_tokens": 64,
-        "inputs": {"models": {"base": str(tiny.base)}, "pairs": {**tiny.pairs, "selection": str(root / "selection.parquet")}},
+        "inputs": {
+            "models": {"base": str(tiny.base)},
+            "pairs": {**tiny.pairs, "selection": str(root / "selection.parquet")},
+        },
         "outputs": {"base": str(root / "scored")},
     }
     holdout.run(given, lambda event: None)

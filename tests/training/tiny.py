@@ -31,7 +31,11 @@ class Tiny:
 
     @property
     def examples(self) -> dict[str, Any]:
-        return {"parts": {"sft": str(self.folder / "sft")}, "selection": str(self.folder / "sft.parquet"), "kind": "sft"}
+        return {
+            "parts": {"sft": str(self.folder / "sft")},
+            "selection": str(self.folder / "sft.parquet"),
+            "kind": "sft",
+        }
 
     @property
     def pairs(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Encoder:
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)
         suffix = text.rpartition("#")[2]
         ids = self.tokenizer(suffix, add_special_tokens=False)["input_ids"]
-        return next((i for i in ids if i in self.special), self.tokenizer.eos_token_id)
+        return int(next((i for i in ids if i in self.special), self.tokenizer.eos_token_id))
 
     def prompt(self, messages: Iterable[Message]) -> list[int]:
         """Ids of the whole prompt with the header of the answer to come; at most one BOS."""

@@ -66,7 +66,9 @@ def test_epochs_are_turned_into_visits(epochs: float, total: int, steps: int) ->
 
 
 @given(LENGTHS, st.integers(64, 300))
-def test_micro_batches_stay_within_the_budget_and_lose_nothing(lengths: list[tuple[int, int, int]], budget: int) -> None:
+def test_micro_batches_stay_within_the_budget_and_lose_nothing(
+    lengths: list[tuple[int, int, int]], budget: int
+) -> None:
     rows = [row(i, *shape) for i, shape in enumerate(lengths)]
     packed = micro_batches(rows, budget)
     assert Counter(id(r) for micro in packed for r in micro) == Counter(map(id, rows))

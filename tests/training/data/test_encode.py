@@ -42,7 +42,9 @@ def test_a_boundary_that_a_joint_tokenisation_would_move_stays_where_it_is(token
     assert row.prompt == ids(tokenizer, " ab") and row.completions[0][:-1] == ids(tokenizer, "out")
 
 
-@pytest.mark.parametrize("text", ["fine", "fine ", " fine", "fine<|end|>", "fine<|end|><|end|>", "a<|end|>b", "<|end|>", ""])
+@pytest.mark.parametrize(
+    "text", ["fine", "fine ", " fine", "fine<|end|>", "fine<|end|><|end|>", "a<|end|>b", "<|end|>", ""]
+)
 def test_a_whole_completion_has_exactly_one_eos_and_no_stray_space(tokenizer: Any, text: str) -> None:
     found = Encoder(tokenizer, 64).completion(text)
     assert found.count(2) == 1 and found[-1] == 2

@@ -1,7 +1,7 @@
 """Which of our sources a step runs, and their digest: found by following imports in the syntax tree, nothing is run."""
 
 import ast
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -14,7 +14,9 @@ PACKAGES = ("training", "evaluation", "tasks", "flows")
 
 def code_digest(*modules: str) -> Digest:
     """The digest of all project sources that ``modules`` import, directly or not, those modules included."""
-    return digest_json({path.relative_to(ROOT).as_posix(): str(digest_file(path)) for path in sorted(closure(*modules))})
+    return digest_json(
+        {path.relative_to(ROOT).as_posix(): str(digest_file(path)) for path in sorted(closure(*modules))}
+    )
 
 
 def closure(*modules: str) -> set[Path]:
@@ -31,7 +33,7 @@ def closure(*modules: str) -> set[Path]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def imports(path: Path) -> frozenset[str]:
     """The absolute names that a source file imports; ``from a import b`` gives both ``a`` and ``a.b``."""
     names: set[str] = set()
@@ -53,7 +55,7 @@ def _files(module: str) -> list[Path]:
     return [path for path in [*inits, ROOT.joinpath(*parts).with_suffix(".py")] if path.is_file()]
 
 
-@lru_cache(maxsize=None)
+@cache
 def packages(*names: str) -> dict[str, str]:
     """Versions of Python and of installed packages; what is not installed reads "absent"."""
     return {"python": python_version()} | {name: _version(name) for name in names}
