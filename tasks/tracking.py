@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def connect(workspace: Workspace) -> "MlflowClient":
     from mlflow import MlflowClient
 
     for noisy in ("mlflow.store.db.utils", "alembic.runtime.migration"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # their faults are raised as well
     with locked(workspace.home / "locks" / "mlflow.lock"):
         client = MlflowClient(workspace.tracking_uri)
         if workspace.embedded_mlflow and not (workspace.home / "mlflow.db").exists():
@@ -145,7 +145,8 @@ class Tracking:
         try:
             yield run_id
         except BaseException:
-            self.client.set_terminated(run_id, "FAILED")
+            with suppress(Exception):  # the fault itself is what the caller has to see
+                self.client.set_terminated(run_id, "FAILED")
             raise
         self.client.set_terminated(run_id, "FINISHED")
 
