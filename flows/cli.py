@@ -1,6 +1,7 @@
 """The console script ``alignmill``: parse, call, print; nothing else. Heavy imports wait until a command needs them."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -17,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        value, show = options.call(options)
+        # Libraries print what they like: standard output is kept for the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            value, show = options.call(options)
     except KeyboardInterrupt:
         return _fail(
             options, "stopped by the keyboard; what was finished is kept: run again and it goes on from there", 1

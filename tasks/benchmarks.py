@@ -117,10 +117,12 @@ def run_benchmarks(
 
     def work(work: Work, step: StepRun) -> Made:
         answers = {question.key: run.find(question.step) for question in asked}
-        missing = [question for question in asked if answers[question.key] is None]
-        folders = _evaluate(run, settings, models, data, max_tokens, missing, step)
-        for question in missing:
-            answers[question.key] = run.record(question.step, {"result": ("result", folders[question.key])})
+        # Two labels may stand for the same weights (a base that is the warm start too): they are asked once.
+        missing = {question.step.key: question for question in asked if answers[question.key] is None}
+        folders = _evaluate(run, settings, models, data, max_tokens, list(missing.values()), step)
+        for key, question in missing.items():
+            run.record(question.step, {"result": ("result", folders[key])})
+        answers = {question.key: run.find(question.step) for question in asked}
         outputs = {key: answer["result"] for key, answer in answers.items() if answer is not None}
         return Made(outputs, {"evaluated": len(missing), "reused": len(asked) - len(missing)})
 
@@ -139,13 +141,13 @@ def _evaluate(
     max_tokens: int,
     missing: list[Question],
     step: StepRun,
-) -> dict[str, Path]:
+) -> dict[Digest, Path]:
     """Answer the missing questions in child processes; each answer's folder appears whole or not at all."""
     folder = step.work.folder
-    out = {question.key: folder / "results" / question.step.key.value[:24] for question in missing}
+    out = {question.step.key: folder / "results" / question.step.key.value[:24] for question in missing}
     (folder / "results").mkdir(exist_ok=True)
     paths = {label: str(artifact.path) for label, artifact in models.items()}
-    waiting = [question for question in missing if not out[question.key].exists()]
+    waiting = [question for question in missing if not out[question.step.key].exists()]
     minutes = run.profile.minutes.benchmarks
 
     heldout = [question for question in waiting if question.kind == "holdout"]
@@ -163,12 +165,14 @@ def _evaluate(
             step.job("training.holdout", payload, minutes, folder="holdout")
         for question in heldout:
             lines = (folder / "logps" / question.label / "logps.jsonl").read_text(encoding="utf-8").splitlines()
-            write_results(out[question.key], *judge(map(json.loads, lines)))
+            write_results(out[question.step.key], *judge(map(json.loads, lines)))
 
     pairs = [
-        {"model": q.label, "benchmark": q.name, "output": str(out[q.key])} for q in waiting if q.kind == "benchmark"
+        {"model": q.label, "benchmark": q.name, "output": str(out[q.step.key])}
+        for q in waiting
+        if q.kind == "benchmark"
     ]
-    samples = {q.label: str(out[q.key]) for q in waiting if q.kind == "samples"}
+    samples = {q.label: str(out[q.step.key]) for q in waiting if q.kind == "samples"}
     if pairs or samples:
         prompts = folder / "prompts.jsonl"
         holdout_prompts(data, prompts)

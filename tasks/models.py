@@ -6,19 +6,20 @@ from typing import Any
 from tasks.data import Data
 from tasks.lineage.step import Made, StepResult, Work
 from tasks.run import TRAINING_PACKAGES, Run, StepRun
-from training.digest import Digest, Manifest, digest_json
+from training.digest import Digest, digest_file, digest_json
 from training.settings import ModelSettings, PreferenceSettings, SFTSettings
 
 
 def base_inputs(settings: ModelSettings, root: Path, examples: dict[str, Digest]) -> dict[str, Digest]:
     """What a base model is made of: the training text for a new one, the folder's files, or the commit."""
-    from training.models import find_base, local_folder
+    from training.models import find_base, local_folder, model_files
 
     if settings.new is not None:
         return examples
     if local_folder(settings, root) is None:
         return {"commit": digest_json([settings.base, settings.revision])}
-    return {"folder": Manifest.of(find_base(settings, root)).digest}
+    files = model_files(find_base(settings, root))
+    return {"files": digest_json({name: str(digest_file(path)) for name, path in sorted(files.items())})}
 
 
 def base_step(run: Any, settings: ModelSettings, examples: dict[str, Digest]) -> Any:

@@ -124,10 +124,12 @@ def answers(scores: Scores, limit: int = 64) -> dict[str, list[str]]:
 
 
 def _to_prefect(run: Run, outcome: Outcome) -> None:
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
     slug = re.sub(r"[^a-z0-9]+", "-", run.name.lower())
     create_markdown_artifact(markdown(outcome), key=f"outcome-{slug}", description=outcome.value["note"])
+    rows = [dict(zip(outcome.headings, row, strict=True)) for row in outcome.rows]
+    create_table_artifact(rows, key=f"scores-{slug}", description="scores per model")
     uri = run.workspace.tracking_uri
     if uri.startswith("http"):
         link = f"{uri}/#/experiments/{run.tracking.experiment_id}/runs/{run.tracking.run_id}"

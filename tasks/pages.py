@@ -28,34 +28,30 @@ def serve_pages(prefect_port: int, mlflow_port: int, as_json: bool) -> None:
 
     Raises Refused where a port is taken or the workspace cannot be written, PageServerFailed where a server ends.
     """
-    for name, port in (("prefect", prefect_port), ("mlflow", mlflow_port)):
-        if not _free(port):
-            raise Refused(f"port {port} on 127.0.0.1 is taken; give another one with --{name}-port")
     workspace = Workspace.at()
+    commands = _commands(workspace, prefect_port, mlflow_port)
+    for name, port in (("prefect", prefect_port), ("mlflow", mlflow_port)):
+        if name in commands and not _free(port):
+            raise Refused(f"port {port} on 127.0.0.1 is taken; give another one with --{name}-port")
     workspace.prepare()
-    prefect = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)]
-    mlflow = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"]
-    mlflow += [
-        "--backend-store-uri",
-        workspace.tracking_uri,
-        "--artifacts-destination",
-        str(workspace.home / "mlartifacts"),
-    ]
     addresses = {"prefect": f"http://127.0.0.1:{prefect_port}", "mlflow": f"http://127.0.0.1:{mlflow_port}"}
+    if "mlflow" not in commands:
+        addresses["mlflow"] = workspace.tracking_uri
     with ExitStack() as stack:
         # A termination request ends the pages as cleanly as the keyboard does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        commands = {"prefect": prefect, "mlflow": mlflow}
         servers = {name: _Server(name, command, workspace, addresses["prefect"]) for name, command in commands.items()}
         for server in servers.values():
             stack.callback(server.stop)
         servers["prefect"].wait(f"{addresses['prefect']}/api/health")
-        servers["mlflow"].wait(f"{addresses['mlflow']}/health")
-        if as_json:
-            print(json.dumps(addresses), flush=True)
-        else:
-            print(f"Prefect: {addresses['prefect']}\nMLflow:  {addresses['mlflow']}\nstop both with Ctrl-C", flush=True)
-            print(f"runs find this server with: export PREFECT_API_URL={addresses['prefect']}/api", flush=True)
+        if "mlflow" in servers:
+            servers["mlflow"].wait(f"{addresses['mlflow']}/health")
+        text = (
+            f"Prefect: {addresses['prefect']}\nMLflow:  {addresses['mlflow']}\nstop both with Ctrl-C\n"
+            f"runs find this server with: export PREFECT_API_URL={addresses['prefect']}/api"
+        )
+        # Told now and not when the command ends, so straight to the standard output that the command line keeps.
+        print(json.dumps(addresses) if as_json else text, file=sys.__stdout__, flush=True)
         try:
             while all(server.alive for server in servers.values()):
                 time.sleep(0.5)
@@ -63,6 +59,16 @@ def serve_pages(prefect_port: int, mlflow_port: int, as_json: bool) -> None:
             return
         ended = next(server for server in servers.values() if not server.alive)
         raise PageServerFailed(f"the {ended.name} server ended by itself; its log is {ended.log}")
+
+
+def _commands(workspace: Workspace, prefect_port: int, mlflow_port: int) -> dict[str, list[str]]:
+    """What to start: Prefect's server, and MLflow's unless the runs are on a server already."""
+    commands = {"prefect": ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)]}
+    if not workspace.tracking_uri.startswith("http"):
+        commands["mlflow"] = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"]
+        commands["mlflow"] += ["--backend-store-uri", workspace.tracking_uri]
+        commands["mlflow"] += ["--artifacts-destination", str(workspace.home / "mlartifacts")]
+    return commands
 
 
 class _Server:

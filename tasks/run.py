@@ -89,6 +89,7 @@ class Run(Context):
                 self.console.step(step.name),
             ):
                 made = function(work, StepRun(self, step, work, run_id))
+                self.tracking.client.log_dict(run_id, dict(made.facts), "facts.json")
                 numbers = {key: value for key, value in made.facts.items() if isinstance(value, int | float)}
                 self.tracking.metrics(run_id, numbers)
             return Made(made.outputs, made.facts, {**made.extra, "mlflow_run_id": run_id})

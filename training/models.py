@@ -98,13 +98,16 @@ def base_model(
     if settings.new is not None:
         new_model(settings.new, seed, texts(), output)
         return
-    source = find_base(settings, root)
     output.mkdir(parents=True)
-    for pattern in _MODEL_FILES:
-        for path in sorted(source.glob(pattern)):
-            link_or_copy(path.resolve(), output / path.name)
+    for name, path in model_files(find_base(settings, root)).items():
+        link_or_copy(path, output / name)
     load_model(output)
     load_tokenizer(output)
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """The files of a model folder that are used, by name; links (as in the hub's cache) are followed."""
+    return {path.name: path.resolve() for pattern in _MODEL_FILES for path in sorted(folder.glob(pattern))}
 
 
 def local_folder(settings: ModelSettings, root: Path) -> Path | None:

@@ -60,9 +60,11 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
     "benchmarks: an item more": (another_item, ["benchmarks", "gate", "register", "promote"]),
     "gate": (setting("gate.floors", [{"metric": "tiny_choice/acc", "minimum": 0.1}]), ["gate", "register", "promote"]),
     "registry": (setting("registry.model", "elsewhere"), ["register", "promote"]),
-    "profile: threads": (profile("threads", 2), ["sft", *TRAINED]),
+    "profile: threads": (profile("threads", 2), ["sft", "preference", "benchmarks"]),
     "profile: how often to save": (profile("checkpoint_seconds", 9.0), []),
 }
+# Another number of threads may give other bits, and then the gate and what follows run too; or the same.
+BITS_MAY_BE_EQUAL = {"profile: threads"}
 SAMPLE = ["nothing", "name", "data: one pair more", "validation", "gate"]
 
 
@@ -74,4 +76,7 @@ def test_a_change_runs_what_reads_it_and_what_follows_and_nothing_else(section: 
     change(copied, settings())
     outcome = copied.run()
     # A version may be refused by the gate, or be the champion's weights once more: then nothing is promoted.
-    assert [step for step in ran(outcome) if step != "promote"] == [step for step in expected if step != "promote"]
+    steps = [step for step in ran(outcome) if step != "promote"]
+    if section in BITS_MAY_BE_EQUAL:
+        steps = steps[: len(expected)]
+    assert steps == [step for step in expected if step != "promote"]
