@@ -4,7 +4,6 @@ Nothing is written into the workspace, which need not exist; neither Prefect, ML
 """
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,10 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from evaluation.catalogue import find_benchmark
+from flows.costs import SETUP, duration, estimates, gib
 from flows.experiment import Experiment, load_experiment, load_profile
-from tasks import estimate
-from tasks.benchmarks import Scores, include_folder, questions
+from tasks.benchmarks import Scores, questions
 from tasks.data import Data, Snapshots, parts_of, snapshot_step, validation_step
 from tasks.lineage import merkle
 from tasks.lineage.step import Step, StepResult, find
@@ -26,13 +24,11 @@ from tasks.preflight import preflight
 from tasks.promotion import Rival, gate_step
 from tasks.run import Context
 from tasks.workspace import Workspace
-from training.data.records import pairs, sft
 from training.digest import Digest
 from training.models import local_folder
-from training.settings import Optimiser, Refused
+from training.settings import Refused
 
 CACHED, RUNS, CHANGED = "cached", "will run", "will run (an input changes)"
-SETUP = 8.0  # seconds: Prefect's server and MLflow's database
 _MEASURED = 400  # rows a part whose tokens are counted
 _HASHED = 4 * 2**30  # bytes of a base model that are hashed to look a step up; a larger one is not
 
@@ -92,7 +88,8 @@ def check(experiment: str, profile: str | None = None) -> dict[str, Any]:
         if problems or seen is None:
             raise Refused("\n".join(problems))
         plan = plan_steps(look, e, seen)
-        costs = estimates(look, e, seen, plan)
+        due = {entry["step"] for entry in plan if entry["state"] != CACHED}
+        costs = estimates(look, e, seen, due)
     return {
         "experiment": e.name,
         "digest": str(e.digest),
@@ -236,127 +233,6 @@ def _decided(look: Looking, e: Experiment, answers: Mapping[str, Artifact]) -> b
     return False
 
 
-# ------------------------------------------------------------------------------------------------ estimates
-
-
-def estimates(look: Looking, e: Experiment, seen: Seen, plan: list[dict[str, str]]) -> dict[str, Any]:
-    """Parameters (exact); tokens, memory, disk and seconds (estimates). What they warn of goes to ``look``."""
-    folder = None if e.model.new else local_folder(e.model, look.root)
-    if e.model.new is None and folder is None:
-        look.warn("model.base is a hub id: its size, memory and time are not known before it is fetched")
-        return {}
-    part, profile = "sft" if "sft" in seen.snapshots.parts else "preferences", look.profile
-    preferences, examples = seen.sample("preferences"), seen.sample(part)
-    best = [(record.prompt, [sft(record).completion]) for record in examples if record.completions]
-    both = [(r.prompt, [c.text for c in r.completions]) for r in preferences if pairs(r)]
-    texts = [text for prompt, completions in best for text in (*(m.content for m in prompt), *completions)]
-    count = estimate.token_counter(texts, e.model.new.vocabulary if e.model.new else 0, folder)
-    each = 2 if e.model.new else 5
-    shape = estimate.new_shape(e.model.new) if e.model.new else estimate.folder_shape(folder or look.root)
-    speed = None
-    if profile.device == "cpu":
-        speed = estimate.calibrate() * min(profile.threads, os.cpu_count() or 1)
-    counts, states = seen.report["parts"], {entry["step"]: entry["state"] for entry in plan}
-    rows = {
-        "sft": counts[part]["kept" if part == "sft" else "kept_train"],
-        "preference": counts["preferences"]["pairs_train"],
-    }
-    costs: dict[str, Any] = {}
-    for name, settings, found in (("sft", e.sft, best), ("preference", e.preference, both)):
-        if settings is None or not found:
-            continue
-        lengths = [estimate.row_tokens(count, prompt, completions, each) for prompt, completions in found]
-        cost = estimate.training_cost(settings, rows[name], lengths, 1 + (name == "preference"), shape, profile, speed)
-        done = _recorded(look, name, cost["visits"] * shape.parameters, _work)
-        cost |= {"seconds": done, "from": "an earlier run"} if done else {"from": "this machine's speed"}
-        costs[name] = cost
-        _warn_of_training(look, name, settings, cost, shape)
-    held = sum(count["pairs_holdout"] for count in counts.values())
-    if held < 20:
-        look.warn(f"only {held} pairs are held out; the gate can show little with fewer than 20")
-    seconds = {name: cost["seconds"] for name, cost in costs.items()}
-    seconds |= {"validate": 2.0 + 0.0005 * seen.report["rows"]} | ({"base": estimate.START} if e.model.new else {})
-    seconds["benchmarks"] = _benchmark_seconds(look, e, shape, costs, held, speed)
-    for name, value in seconds.items():
-        seconds[name] = 0.0 if states[name] == CACHED else value
-    known = [value for value in seconds.values() if value is not None]
-    seconds["total"] = SETUP + sum(known) if len(known) == len(seconds) else None
-    made = [name for name in ("base", "sft", "preference") if states.get(name, CACHED) != CACHED]
-    trained = [costs[name]["trained_parameters"] for name in made if name in costs]
-    disk = estimate.run_disk(shape, trained, len(made) - ("base" in made and folder is not None)) if made else 0
-    free = look.workspace.free_bytes()
-    if disk > free:
-        look.warn(
-            f"estimate: {gib(disk)} of disk are needed and {gib(free)} are free at {look.workspace.home}; free some"
-        )
-    return {
-        "parameters": shape.parameters,
-        "training": costs,
-        "disk": {"bytes": disk, "free": free},
-        "seconds": seconds,
-    }
-
-
-def _warn_of_training(look: Looking, name: str, settings: Optimiser, cost: dict[str, Any], shape: Any) -> None:
-    if cost["cut"] > 0.05:
-        look.warn(
-            f"{name}: {cost['cut']:.0%} of the rows are longer than max_tokens ({settings.max_tokens}) and are cut"
-        )
-    if shape.context and settings.max_tokens > shape.context:
-        look.warn(f"{name}.max_tokens ({settings.max_tokens}) is beyond the model's context of {shape.context} tokens")
-    limit = 60 * getattr(look.profile.minutes, name)
-    if cost["seconds"] is not None and cost["seconds"] > limit:
-        look.warn(f"{name}: estimate {duration(cost['seconds'])}; the profile stops it after {duration(limit)}")
-    with suppress(ValueError, OSError, AttributeError):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if look.profile.device == "cpu" and cost["memory"] > memory:
-            look.warn(
-                f"{name}: estimate {gib(cost['memory'])} of memory, this machine has {gib(memory)}; lower the "
-                "profile's token_budget, or train LoRA adapters"
-            )
-
-
-def _work(record: Mapping[str, Any], name: str) -> float:
-    """Row visits times parameters of a recorded training step."""
-    facts, settings = record["facts"], record["settings"]
-    rows = facts["sft_rows" if name == "sft" else "pairs_rows"]
-    visits = settings["steps"] * settings["batch"] if settings["steps"] else rows * settings["epochs"]
-    return float(visits * facts["parameters"])
-
-
-def _recorded(look: Looking, name: str, work: float, measure: Any) -> float | None:
-    """Seconds of the newest recorded step of this kind and about this size (a quarter to four times), in proportion."""
-    for path in look.manifests(name):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            manifest = json.loads(path.read_bytes())
-            record = manifest["record"]
-            same = all(record["environment"].get(key, value) == value for key, value in look.compute.items())
-            ratio = work / measure(record, name)
-            if same and 0.25 <= ratio <= 4:
-                return float(estimate.START + max(0.0, manifest["timing"]["seconds"] - estimate.START) * ratio)
-    return None
-
-
-def _benchmark_seconds(
-    look: Looking, e: Experiment, shape: Any, costs: Mapping[str, Any], held: int, speed: float | None
-) -> float | None:
-    names = e.benchmarks.names
-    done = _recorded(look, "benchmarks", 3 * (len(names) + 2), lambda record, _: record["facts"]["evaluated"])
-    if done or speed is None:
-        return done
-    items, include = 0, include_folder(e.benchmarks, look.root)
-    for name in names:
-        found = find_benchmark(name, include)
-        if found.remote:
-            look.warn(f"benchmark {name!r} reads the data set {found.remote!r} from the hub: a run needs the network")
-        lines = sum(path.read_bytes().count(b"\n") for path in found.data) or 1000
-        items += min(lines, e.benchmarks.limit or lines)
-    samples = e.benchmarks.samples
-    tokens = -(-samples.prompts // e.benchmarks.batch_size) * samples.max_new_tokens
-    width = max((cost["width"] for cost in costs.values()), default=64)
-    return estimate.benchmark_seconds(shape, 3, items, len(names), tokens, held, width, speed)
-
-
 # ------------------------------------------------------------------------------------------------ for people
 
 
@@ -398,19 +274,3 @@ def _show_estimates(costs: dict[str, Any]) -> None:
     print(f"  disk: {gib(costs['disk']['bytes'])} more; {gib(costs['disk']['free'])} are free")
     spent = ", ".join(f"{name} {duration(value)}" for name, value in costs["seconds"].items() if name != "total")
     print(f"  time: {duration(costs['seconds']['total'])} ({spent}, start {duration(SETUP)})")
-
-
-def gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-EXIT_CODES = "exit codes: 0 done (a refused gate too), 1 a fault, 2 input or settings refused, 3 evidence does not verify"
+EXIT_CODES = (
+    "exit codes: 0 done (a refused gate too), 1 a fault, 2 input or settings refused, 3 evidence does not verify"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

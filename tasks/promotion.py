@@ -110,8 +110,8 @@ def register_version(
     weights, decision = policy["model"], judged.digest
     for version in registry.versions():
         if version.weights == weights.digest and version.decision == decision:
-            registry_cached = registry.alias(CHALLENGER)
-            if registry_cached is None:  # a kill between the two writes
+            challenger = registry.alias(CHALLENGER)
+            if challenger is None or challenger.number < version.number:  # a kill between the two writes
                 registry.set_alias(CHALLENGER, version)
             run.console.say(f"register: cached (version {version.number} of {settings.model})", "dim")
             return Registered(version, True)

@@ -71,11 +71,11 @@ class Tracking:
         """Go on in the run that a kill left open, else begin one. Other open runs of ours are closed as killed."""
         ours: str | None = None
         left = self.client.search_runs(
-            [self.experiment_id],
-            "attributes.status = 'RUNNING' and tags.`alignmill.kind` = 'flow'"
-            f" and tags.`alignmill.workspace` = '{self.workspace.home}'",
+            [self.experiment_id], "attributes.status = 'RUNNING' and tags.`alignmill.kind` = 'flow'"
         )
         for run in left:
+            if run.data.tags.get("alignmill.workspace") != str(self.workspace.home):
+                continue  # another machine's, on the same server: it may well be alive
             if ours is None and run.data.tags.get("alignmill.experiment_digest") == str(self.digest):
                 ours = run.info.run_id
                 self.client.set_tag(ours, "alignmill.attempts", int(run.data.tags.get("alignmill.attempts", "1")) + 1)

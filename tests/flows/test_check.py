@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from flows.check import Looking, check, duration, gib
+from flows.check import Looking, check
 from flows.cli import main
+from flows.costs import duration, gib
 from flows.experiment import load_experiment, load_profile
 from tasks import estimate
 from tasks.benchmarks import Scores, group_step, questions

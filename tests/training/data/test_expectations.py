@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training.data.test_profile import pair
-from training.data.expectations import check, contract, excerpt, validate
+from training.data.contract import contract
+from training.data.expectations import check, excerpt, validate
 from training.data.profile import profile
 from training.data.snapshot import write_snapshot
 from training.data.split import load_pairs, load_sft, read_selection, sft_from_preferences

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from training.data import sources
+from training.data import containers
 from training.data.records import Record
 from training.data.sources import Line, Unreadable, read
 from training.settings import Refused, Source
@@ -121,8 +121,8 @@ def test_a_first_line_that_looks_like_a_list_stops_nothing(tmp_path: Path) -> No
 
 
 def test_a_line_too_long_to_hold_is_named_by_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE", 1000)
-    monkeypatch.setattr(sources, "_CHUNK", 300)
+    monkeypatch.setattr(containers, "MAX_LINE", 1000)
+    monkeypatch.setattr(containers, "CHUNK", 300)
     long = b'{"prompt": "' + b"x" * 5000 + b'", "chosen": "c", "rejected": "d"}'
     found = lines(tmp_path, JSONL + long + b"\n" + JSONL + long)
     assert [type(line.content).__name__ for line in found] == [
