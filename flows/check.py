@@ -18,7 +18,7 @@ from tasks.benchmarks import Scores, questions
 from tasks.data import Data, Snapshots, parts_of, snapshot_step, validation_step
 from tasks.lineage import merkle
 from tasks.lineage.step import Step, StepResult, find
-from tasks.lineage.store import Artifact, Damaged, Store
+from tasks.lineage.store import Artifact, Store
 from tasks.models import base_step, preference_step, warm_start_step
 from tasks.preflight import preflight
 from tasks.promotion import Rival, gate_step
@@ -34,13 +34,10 @@ _HASHED = 4 * 2**30  # bytes of a base model that are hashed to look a step up; 
 
 
 class _ReadOnly(Store):
-    """A store that is only looked at: nothing is remembered, nothing is moved aside."""
+    """A store that is only looked at: what a full check found is not remembered."""
 
     def _remember(self, artifact: Artifact, manifest: Any) -> None:
         pass
-
-    def discard(self, artifact: Artifact) -> Path:
-        raise Damaged(f"{artifact.kind} {artifact.digest} at {artifact.path} has changed")
 
 
 @dataclass
@@ -52,8 +49,6 @@ class Looking(Context):
     def find(self, step: Step) -> StepResult | None:
         try:
             return find(_ReadOnly(self.workspace.store.root), step, self.warn)
-        except Damaged as damage:
-            self.warn(f"{damage}; step {step.name} will run again")
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.warn(f"the record of step {step.name} cannot be read ({error}); a run will stop there: move it away")
         return None

@@ -1,5 +1,7 @@
 """Workspaces for the flow tests; databases are made once and copied, because their first migration takes long."""
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +9,23 @@ from typing import Any
 
 import pytest
 
+from tasks.lineage.step import locked
 from tests.flows.tiny import Tiny
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, dict[str, Any]]:
-    """The tiny experiment, run once to its end undisturbed, and its outcome. Not to be changed: copy it."""
-    tiny = Tiny.write(tmp_path_factory.mktemp("finished"))
-    return tiny, tiny.run()
+    """The tiny experiment, run once to its end undisturbed, and its outcome. Not to be changed: copy it.
+
+    Test workers share it: whoever comes first makes it, the others wait.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "finished"
+    with locked(shared.with_suffix(".lock")):
+        outcome = shared / "outcome.json"
+        if not outcome.exists():
+            outcome.write_text(json.dumps(Tiny.write(shared).run()))
+    return Tiny(shared, shared / "home"), json.loads(outcome.read_text())
 
 
 @pytest.fixture

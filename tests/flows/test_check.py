@@ -158,7 +158,7 @@ def test_a_damaged_artifact_is_told_and_left_where_it_is(tiny: Tiny) -> None:
         damaged.write_text("other bytes")
     before = tree(tiny.home)
     value = look(tiny)
-    assert any("has changed" in warning and "base will run again" in warning for warning in value["warnings"])
+    assert any("has changed" in warning and "step base runs again" in warning for warning in value["warnings"])
     assert states(value)[2:6] == ["cached", RUNS, CHANGED, CHANGED]
     assert tree(tiny.home) == before
 
