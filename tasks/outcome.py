@@ -98,7 +98,7 @@ def _to_mlflow(run: Run, path: Path, data: Data, scores: Scores, outcome: Outcom
     client = tracking.client
     for key in ("decision", "note", "version", "champion"):
         client.set_tag(run_id, f"alignmill.{key}", json.dumps(outcome.value[key])[:5000])
-    if all(step.cached for step in run.done):
+    if all(step.cached for step in run.done) and not tracking.goes_on:
         return  # the files of an unchanged run are those of the run that made them
     client.log_text(run_id, path.read_text(encoding="utf-8"), "experiment.yaml")
     client.log_dict(run_id, dict(outcome.value), "outcome.json")

@@ -63,8 +63,9 @@ class EmbeddedPrefect:
         return self
 
     def wait(self) -> None:
-        """Return when the server answers. Raises ServerFailed where it ended or took too long."""
+        """Return when the server answers. Raises ServerFailed where it ended, took too long, or cannot be reached."""
         if self.process is None:
+            must_answer("PREFECT_API_URL", self.url)
             return
         deadline = time.monotonic() + self.timeout
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -92,6 +93,21 @@ class EmbeddedPrefect:
             self.process.wait()
         assert self.process.stdin is not None
         self.process.stdin.close()
+
+
+def must_answer(variable: str, url: str) -> None:
+    """Raise ServerFailed at once where nothing answers at ``url``: clients of both servers would retry for minutes."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; whether it lets us in is for the client to say
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise ServerFailed(
+            f"no server answers at {url} ({variable}): {reason}; start it, correct the variable, or unset it for the "
+            "embedded one"
+        ) from error
 
 
 def _environment() -> dict[str, str]:

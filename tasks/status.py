@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks.registry import CHALLENGER, CHAMPION, Registry, Version
+from tasks.tracking import connect
 from tasks.workspace import Workspace
 from training.settings import Refused
 
@@ -23,9 +24,7 @@ def status(model: str | None) -> dict[str, Any]:
             "MLFLOW_TRACKING_URI to where your runs are"
         )
     workspace.configure()
-    from mlflow import MlflowClient
-
-    client = MlflowClient(workspace.tracking_uri)
+    client = connect(workspace)
     names = sorted(found.name for found in client.search_registered_models(max_results=1000))
     if model is not None and model not in names:
         raise Refused(f"no registered model {model!r}; there are: {', '.join(names) or 'none'}")

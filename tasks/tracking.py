@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.lineage.step import locked
 from tasks.lineage.store import write_atomic
+from tasks.server import must_answer
 from tasks.workspace import Workspace
 from training.digest import Digest
 
@@ -27,11 +28,16 @@ DATASET_DIGEST_LENGTH = 32
 
 
 def connect(workspace: Workspace) -> "MlflowClient":
-    """A client of the workspace's tracking store; a new database is created once, under a lock."""
+    """A client of the workspace's tracking store; a new database is created once, under a lock.
+
+    Raises ServerFailed where ``MLFLOW_TRACKING_URI`` names a server that does not answer.
+    """
     import logging
 
     from mlflow import MlflowClient
 
+    if workspace.tracking_uri.startswith("http"):
+        must_answer("MLFLOW_TRACKING_URI", workspace.tracking_uri)
     for noisy in ("mlflow.store.db.utils", "alembic.runtime.migration"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # their faults are raised as well
     with locked(workspace.home / "locks" / "mlflow.lock"):
@@ -48,6 +54,7 @@ class Tracking:
         self.workspace, self.name, self.digest = workspace, name, digest
         self.client = connect(workspace)
         self.experiment_id = self._experiment()
+        self.goes_on = False  # whether this run was begun by one that was killed
         self.run_id = self._open_run()
 
     def _experiment(self) -> str:
@@ -82,6 +89,7 @@ class Tracking:
             else:
                 self.client.set_terminated(run.info.run_id, "KILLED")
         if ours is not None:
+            self.goes_on = True
             return ours
         tags = {
             "alignmill.kind": "flow",

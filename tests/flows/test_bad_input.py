@@ -168,6 +168,13 @@ def _locked(tiny: Tiny) -> bool:
     return False
 
 
+@pytest.mark.parametrize("variable", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])
+def test_a_server_that_does_not_answer_is_named(variable: str, tiny: Tiny) -> None:
+    done = alignmill(*tiny.arguments, home=tiny.home, **{variable: "http://127.0.0.1:9/api"})
+    assert done.returncode == 1
+    assert f"no server answers at http://127.0.0.1:9/api ({variable})" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Any:
     """A file system of 24 MB, where this process may mount one."""
