@@ -12,7 +12,7 @@ from evaluation.scores import Results, read_generations
 from evaluation.settings import Refused
 
 NAMES = ("pairs", "echo", "prose")
-BLIMP = Path("/work/shared/data/blimp")
+BLIMP = Path(__file__).resolve().parents[3] / "shared" / "data" / "blimp"
 
 
 def make_job(policies: dict[str, Path], include: Path, out: Path, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
