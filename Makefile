@@ -26,7 +26,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: install
-	$(BIN)/python -m pytest -m soak -n 2 --dist load
+	$(BIN)/python -m tests.benchmarks.soak
 	$(BIN)/python -m tests.benchmarks.demo
 
 check: install

@@ -13,10 +13,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from tasks.lineage.closure import ROOT
+from tasks.lineage.step import locked
 
 # A temporary server schedules nothing; these services would only cost start-up time.
 _IDLE = (
@@ -42,11 +44,19 @@ class EmbeddedPrefect:
         self.home, self.timeout = home, timeout_seconds
         self.log = home / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.migrated = home / "migrated"
+        self.stack = ExitStack()
         self.url = os.environ.get("PREFECT_API_URL") or ""
 
     def __enter__(self) -> "EmbeddedPrefect":
         if self.url:
             return self
+        if not self.migrated.exists():
+            # Prefect makes its tables while it starts: one process at a time, and what a kill left is no database yet.
+            self.stack.enter_context(locked(self.home.parent / "locks" / "prefect.lock"))
+            if not self.migrated.exists():
+                for left in self.home.glob("prefect.db*"):
+                    left.replace(left.with_name(f"interrupted-{left.name}"))
         # We bind and the server inherits the socket: nobody can take the port in between.
         with socket.create_server(("127.0.0.1", 0)) as listener, open(self.log, "wb") as log:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
@@ -71,6 +81,8 @@ class EmbeddedPrefect:
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                    self.migrated.touch()
+                    self.stack.close()
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
@@ -82,6 +94,7 @@ class EmbeddedPrefect:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stack.close()
         if self.process is None:
             return
         os.environ.pop("PREFECT_API_URL", None)

@@ -18,7 +18,7 @@ def status(model: str | None) -> dict[str, Any]:
     Raises Refused where there is no workspace yet or no such model.
     """
     workspace = Workspace.at()
-    if workspace.embedded_mlflow and not (workspace.home / "mlflow.db").exists():
+    if workspace.embedded_mlflow and not workspace.mlflow_database.exists():
         raise Refused(
             f"there is no run yet in {workspace.home}; start one with 'alignmill run EXPERIMENT', or set ALIGNMILL_HOME or "
             "MLFLOW_TRACKING_URI to where your runs are"

@@ -6,9 +6,10 @@ curve is whole and no run stays "running" for ever.
 
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,24 @@ def connect(workspace: Workspace) -> "MlflowClient":
         must_answer("MLFLOW_TRACKING_URI", workspace.tracking_uri)
     for noisy in ("mlflow.store.db.utils", "alembic.runtime.migration"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # their faults are raised as well
-    with locked(workspace.home / "locks" / "mlflow.lock"):
-        client = MlflowClient(workspace.tracking_uri)
-        if workspace.embedded_mlflow and not (workspace.home / "mlflow.db").exists():
-            client.search_experiments(max_results=1)
-    return client
+    if workspace.embedded_mlflow and not workspace.mlflow_database.exists():
+        with locked(workspace.home / "locks" / "mlflow.lock"):
+            if not workspace.mlflow_database.exists():
+                _create_database(workspace.mlflow_database)
+    return MlflowClient(workspace.tracking_uri)
+
+
+def _create_database(path: Path) -> None:
+    """MLflow's tables take seconds to make: a kill on the way must not leave half of them under the final name."""
+    from mlflow import MlflowClient
+
+    partial = path.with_name(f".partial-{path.name}")
+    for left in path.parent.glob(f"{partial.name}*"):
+        left.unlink()
+    MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    with closing(sqlite3.connect(partial)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    partial.replace(path)
 
 
 class Tracking:

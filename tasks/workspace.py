@@ -51,12 +51,16 @@ class Workspace:
         return self.home / "reports"
 
     @property
+    def mlflow_database(self) -> Path:
+        return self.home / "mlflow.db"
+
+    @property
     def tracking_uri(self) -> str:
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow_database}"
 
     @property
     def embedded_mlflow(self) -> bool:
-        return self.tracking_uri == f"sqlite:///{self.home / 'mlflow.db'}"
+        return self.tracking_uri == f"sqlite:///{self.mlflow_database}"
 
     def prepare(self) -> None:
         """Make the folders and set the environment of Prefect and MLflow. Call before either is imported.

@@ -50,6 +50,8 @@ def copied(tmp_path: Path, finished: tuple[Tiny, dict[str, Any]]) -> Tiny:
 def _empty_databases(source: Path, home: Path) -> None:
     import sqlite3
 
+    (home / "prefect").mkdir(parents=True, exist_ok=True)
+    (home / "prefect" / "migrated").touch()
     for name in ("mlflow.db", "prefect/prefect.db"):
         target = home / name
         target.parent.mkdir(parents=True, exist_ok=True)
