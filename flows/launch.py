@@ -1,5 +1,6 @@
 """Run the DAG from the command line: refuse what can be refused at once, then bring Prefect up and call the flow."""
 
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ def launch(experiment: str, profile: str | None) -> dict[str, Any]:
     preflight(loaded.root, e.model, e.data, e.benchmarks, e.gate)
     workspace = Workspace.at()
     workspace.prepare()
+    print(f"alignmill: {e.name} ({e.digest.short}) in {workspace.home}", file=sys.stderr)
     with EmbeddedPrefect(workspace.home / "prefect") as server:
         # Imported while the server boots, and only now: Prefect reads its environment at import.
         from flows.align import align

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,6 @@ class Job:
     lock: int
     threads: int
     online: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def events(self) -> Path:
