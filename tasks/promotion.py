@@ -19,9 +19,13 @@ from training.digest import Digest
 
 @dataclass(frozen=True)
 class Rival:
-    """Whom the policy has to beat: the champion's weights, or nobody yet. ``unknown``: a champion that we don't have."""
+    """Whom the policy has to beat: the champion's weights, or nobody yet. ``unknown``: a champion that we don't have.
+
+    ``champion``: the number of the version that is champion as the policy is judged.
+    """
 
     weights: Artifact | None
+    champion: int | None = None
     unknown: str | None = None
 
 
@@ -65,19 +69,21 @@ def find_rival(run: Run, settings: RegistrySettings, policy: Artifact) -> Rival:
     champion = Registry(run.tracking.client, settings.model).alias(CHAMPION)
     if champion is None:
         return Rival(None)
-    weights = champion.judged_against if champion.weights == policy.digest else champion.weights
-    if champion.weights == policy.digest and weights is None:
-        return Rival(None)
+    if champion.weights == policy.digest:
+        weights = champion.judged_against
+        if weights is None:
+            return Rival(None, champion.number)
+    else:
+        weights = champion.weights
     if weights is None:
-        return Rival(
-            None, f"version {champion.number} was made elsewhere: its weights are not in this workspace's store"
-        )
+        unknown = f"version {champion.number} was made elsewhere: its weights are not in this workspace's store"
+        return Rival(None, champion.number, unknown)
     artifact = run.workspace.store.artifact("model", weights)
     try:
         run.workspace.store.verify(artifact)
     except Damaged as damage:
-        return Rival(None, str(damage))
-    return Rival(artifact)
+        return Rival(None, champion.number, str(damage))
+    return Rival(artifact, champion.number)
 
 
 def gate_step(run: Any, settings: GateSettings, scores: Scores, rival: Rival) -> Any:
@@ -149,7 +155,10 @@ def card(run: Run, judged: Judged, scores: Scores) -> str:
 
 
 def promote_version(run: Run, settings: RegistrySettings, registered: Registered, judged: Judged) -> Promotion:
-    """Move ``champion`` to an accepted version, once: a version that a person rolled back is not promoted again."""
+    """Move ``champion`` to an accepted version, once: a version that a person rolled back is not promoted again.
+
+    Where somebody else's version has become champion since the decision, nothing is moved: the evidence is about another.
+    """
     registry = Registry(run.tracking.client, settings.model)
     champion, version = registry.alias(CHAMPION), registered.version
     if champion is not None and champion.weights == version.weights and judged.decision.accepted:
@@ -165,6 +174,10 @@ def promote_version(run: Run, settings: RegistrySettings, registered: Registered
             "by itself"
         )
         return Promotion(champion, note, True)
+    if (champion.number if champion else None) != judged.rival.champion:
+        moved = f"from {judged.rival.champion or 'none'} to {champion.number if champion else 'none'}"
+        note = f"version {version.number} is not promoted: the champion moved {moved} since this decision; run again"
+        return Promotion(champion, note, False)
     registry.set_alias(CHAMPION, version)
     registry.mark_promoted(version)
     before = f" in place of version {champion.number}" if champion else ""
