@@ -1,6 +1,7 @@
 """Who becomes champion, and who does not: the registry's alias follows evidence about the champion that is there."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +14,6 @@ from tests.flows.tiny import ROOT, Tiny, environment, ran, settings
 
 
 def test_a_version_that_was_taken_down_is_not_promoted_again_by_itself(copied: Tiny) -> None:
-    import sqlite3
-
     with sqlite3.connect(copied.home / "mlflow.db") as database:
         database.execute("DELETE FROM registered_model_aliases WHERE alias = 'champion'")
     database.close()
