@@ -25,20 +25,6 @@ class JobFailed(RuntimeError):
     """A child ended without its result; the message says how it ended and where its log is."""
 
 
-class DiskFull(OSError):
-    """No space left; nothing half-written is ever picked up."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            errno.ENOSPC,
-            f"no space is left on the disk of {path}; what was finished is kept and nothing half-written is used: free "
-            "some space and run again, it goes on from there",
-        )
-
-    def __str__(self) -> str:
-        return str(self.args[1])
-
-
 @dataclass(frozen=True)
 class Job:
     """``module`` has a ``run(job, log)``; ``payload`` is its ``job`` (JSON); ``folder`` survives a kill.
@@ -66,7 +52,7 @@ class Job:
 def run_job(job: Job, sink: Sink) -> dict[str, Any]:
     """Run the child to its end, hand every event to ``sink`` in order, and return the facts that it logged.
 
-    Raises Refused (the child found its input unacceptable), DiskFull, or JobFailed (anything else, with the log's
+    Raises Refused (the child found its input unacceptable), OSError (disk full), or JobFailed (anything else, with the log's
     place). An interrupt of this process ends the child's whole group.
     """
     write_atomic(job.folder / "job.json", json.dumps({**job.payload, "events": str(job.events)}).encode())
@@ -104,7 +90,7 @@ def run_job(job: Job, sink: Sink) -> dict[str, Any]:
     if process.returncode == 0:
         return facts
     if process.returncode == errno.ENOSPC:
-        raise DiskFull(job.folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.folder))
     if process.returncode == 2 and last_error:
         raise Refused(last_error)
     raise JobFailed(_epitaph(job, process.returncode, last_error))

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tasks.jobs import DiskFull, EventReader, Job, JobFailed, run_job
+from tasks.faults import explain
+from tasks.jobs import EventReader, Job, JobFailed, run_job
 from tasks.lineage.closure import ROOT
 from tasks.lineage.step import locked
 from training.settings import Refused
@@ -114,10 +115,11 @@ def test_a_child_that_exceeds_its_time_is_stopped(tmp_path: Path, lock: int) -> 
 
 @pytest.mark.parametrize("how", ["system", "library", "unprintable"])
 def test_a_full_disk_is_told_as_such(tmp_path: Path, lock: int, how: str) -> None:
-    with pytest.raises(DiskFull) as raised:
+    with pytest.raises(OSError) as raised:
         run(make(tmp_path, lock, "diskfull", how=how))
-    assert str(raised.value).startswith(f"no space is left on the disk of {tmp_path / 'job'}")
-    assert raised.value.errno == 28
+    assert (raised.value.errno, raised.value.filename) == (28, str(tmp_path / "job"))
+    message, code = explain(raised.value)
+    assert message.startswith("no space is left on the disk of ") and "run again" in message and code == 1
 
 
 def test_an_interrupt_of_the_parent_ends_the_child(tmp_path: Path, lock: int) -> None:
@@ -134,6 +136,7 @@ def test_an_interrupt_of_the_parent_ends_the_child(tmp_path: Path, lock: int) ->
 PARENT = """
 import sys
 from pathlib import Path
+from tasks.faults import explain
 from tasks.jobs import Job, run_job
 from tasks.lineage.step import locked
 folder = Path(sys.argv[1])

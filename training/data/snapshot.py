@@ -153,17 +153,6 @@ def read_leaves(directory: Path) -> Iterator[bytes]:
         yield from (data[i : i + 32] for i in range(0, len(data), 32))
 
 
-def read_facts(directory: Path) -> SnapshotFacts:
-    """The facts of a stored snapshot, from its rows, without reading any text."""
-    counts: dict[str, tuple[str, str | None, int, int]] = {}
-    for row in read_snapshot(directory, ("source", "licence", "form", "reason")):
-        _, _, rows, unreadable = counts.get(row.provenance.source, ("", None, 0, 0))
-        unreadable += row.reason is not None
-        counts[row.provenance.source] = (row.form, row.provenance.licence, rows + 1, unreadable)
-    facts = tuple(SourceFacts(path, *values) for path, values in counts.items())
-    return SnapshotFacts(directory, facts, len(_segments(directory)))
-
-
 def _segments(directory: Path) -> list[Path]:
     found = sorted(directory.glob("segment-*.parquet"))
     if not found:
