@@ -9,16 +9,17 @@ import json
 import re
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from evaluation.settings import BenchmarkSettings, GateSettings
-from tasks.settings import RegistrySettings
+from tasks.settings import Candidate, RegistrySettings
 from training.digest import Digest, canonical_json, digest_bytes
 from training.settings import (
     DataSettings,
@@ -35,7 +36,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Experiment(Settings):
-    """One experiment. Without ``sft`` the base model itself is the warm start."""
+    """One experiment. Without ``sft`` the base model itself is the warm start; ``compare`` is read by that command only."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
     seed: Annotated[int, Field(ge=0, lt=2**31)]
@@ -44,9 +45,37 @@ class Experiment(Settings):
     validation: ValidationSettings = ValidationSettings()
     sft: SFTSettings | None = None
     preference: PreferenceSettings
+    compare: tuple[Candidate, ...] = ()
     benchmarks: BenchmarkSettings = BenchmarkSettings()
     gate: GateSettings = GateSettings()
     registry: RegistrySettings
+
+    @field_validator("compare")
+    @classmethod
+    def _told_apart(cls, compare: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        names = [candidate.name for candidate in compare]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise ValueError(
+                f"{names.count(twice[0])} candidates are called {twice[0]!r}; give each a 'label' of its own"
+            )
+        return compare
+
+    def candidates(self, labels: Sequence[str] | None = None) -> dict[str, PreferenceSettings]:
+        """The candidates of ``compare`` by label, all or those of ``labels``. Raises Refused."""
+        if not self.compare:
+            raise Refused(
+                "the experiment has no 'compare' list, so there is nothing to compare; add one with complete preference "
+                "settings per loss, such as  compare: [{loss: {name: dpo, beta: 0.1}, epochs: 1, learning_rate: 1e-5}, "
+                "{loss: {name: ipo, tau: 0.1}, epochs: 1, learning_rate: 1e-5}]"
+            )
+        known = {candidate.name: candidate.settings for candidate in self.compare}
+        if labels is None:
+            return known
+        unknown = [label for label in labels if label not in known]
+        if unknown:
+            raise Refused(f"--losses: no candidate {unknown[0]!r}{_meant(unknown[0], list(known))}")
+        return {label: known[label] for label in dict.fromkeys(labels)}
 
     @cached_property
     def canonical(self) -> bytes:
@@ -164,10 +193,18 @@ for _tag, _pattern, _first in (
 def _explain(model: type[BaseModel], fault: Any) -> str:
     """One error as ``path: what was found; what is allowed``."""
     location = [part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    where = ".".join(str(part) for part in location) or "the file"
-    known = _fields(model, location[:-1])
+    keys, here = _walk(model, location)
+    where = ".".join(str(key) for key in keys) or "the file"
     match fault["type"]:
+        case "union_tag_not_found" | "union_tag_invalid":
+            key = fault["ctx"]["discriminator"].strip("'")
+            names = [name for owner in here for name in _literals(owner, key)]
+            if fault["type"] == "union_tag_not_found":
+                return f"{where}.{key}: missing; it is required. Allowed: {', '.join(names)}"
+            found = json.dumps(fault["input"][key], default=str)
+            return f"{where}.{key}: found {found[:120]}{_meant(str(fault['input'][key]), names)}"
         case "extra_forbidden":
+            known = [name for owner in _walk(model, location[:-1])[1] for name in owner.model_fields]
             return f"{where}: unknown key{_meant(str(location[-1]), known)}"
         case "missing":
             return f"{where}: missing; it is required"
@@ -185,13 +222,23 @@ def _explain(model: type[BaseModel], fault: Any) -> str:
 
 def _meant(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-    return (f"; did you mean {near[0]!r}?" if near else "") + f" Allowed: {', '.join(known)}"
+    return (f"; did you mean {near[0]!r}?" if near else ".") + f" Allowed: {', '.join(known)}"
 
 
-def _fields(model: type[BaseModel], location: list[Any]) -> list[str]:
-    """The field names of the model that stands at ``location``."""
+def _walk(model: type[BaseModel], location: list[Any]) -> tuple[list[Any], list[type[BaseModel]]]:
+    """The keys of the file on the way to ``location``, and the models that may stand there.
+
+    Within a union told apart by a name, a location also holds that name: it chooses the model and is no key.
+    """
+    keys: list[Any] = []
     here: list[type[BaseModel]] = [model]
     for part in location:
+        if isinstance(part, str) and len(here) > 1:
+            chosen = [owner for owner in here for key in owner.model_fields if part in _literals(owner, key)]
+            if chosen and not any(part in owner.model_fields for owner in here):
+                here = chosen
+                continue
+        keys.append(part)
         if isinstance(part, str):
             here = [
                 found
@@ -199,7 +246,13 @@ def _fields(model: type[BaseModel], location: list[Any]) -> list[str]:
                 if part in owner.model_fields
                 for found in _models(owner.model_fields[part].annotation)
             ] or here
-    return [name for owner in here for name in owner.model_fields]
+    return keys, here
+
+
+def _literals(owner: type[BaseModel], key: str) -> tuple[Any, ...]:
+    """The words that a field accepts, where it accepts nothing else."""
+    annotation = owner.model_fields[key].annotation
+    return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -160,6 +160,49 @@ def test_one_wrong_value_is_one_line(path: tuple[Any, ...], value: Any, told: st
     assert told in lines[1]
 
 
+EVERY_LOSS = (
+    "dpo, robust, hinge, ipo, dpop, odpo, apo_zero, apo_down, cpo, simpo, orpo, kto, rrhf, listwise"  # as in the union
+)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ({"name": "dpoo"}, f"preference.loss.name: found \"dpoo\"; did you mean 'dpo'? Allowed: {EVERY_LOSS}"),
+        ({"name": "Apo-zero"}, "preference.loss.name: found \"Apo-zero\"; did you mean 'apo_zero'? Allowed: dpo, robust"),
+        ({"name": 3}, f"preference.loss.name: found 3. Allowed: {EVERY_LOSS}"),
+        ({"name": None}, "preference.loss.name: found null. Allowed: dpo, robust"),
+        ({"name": ["dpo"]}, 'preference.loss.name: found ["dpo"]'),
+        ({}, f"preference.loss.name: missing; it is required. Allowed: {EVERY_LOSS}"),
+        ({"beta": 0.1}, "preference.loss.name: missing; it is required. Allowed: dpo, robust"),
+        ("dpo", 'preference.loss: found "dpo"; input should be an object'),
+        ({"name": "ipo", "beta": 0.1}, "preference.loss.beta: unknown key; did you mean 'tau'? Allowed: name, tau, average"),
+        ({"name": "dpo", "robust": 1}, "preference.loss.robust: unknown key. Allowed: name, beta, label_smoothing"),
+        ({"name": "orpo", "lambda": 1}, "preference.loss.lambda: unknown key; did you mean 'lambda_'? Allowed: name, lambda_"),
+        ({"name": "kto", "beta": "x"}, 'preference.loss.beta: found "x"; input should be a valid number'),
+        ({"name": "odpo", "f": "lag"}, "preference.loss.f: found \"lag\"; input should be 'log' or 'identity'; did you mean"),
+        ({"name": "robust", "label_smoothing": 0.5}, "preference.loss.label_smoothing: found 0.5; input should be less than 0.5"),
+    ],
+)  # fmt: skip
+def test_a_loss_is_told_by_its_name_and_knows_its_own_keys_only(loss: Any, told: str, tmp_path: Path) -> None:
+    lines = refusal(tmp_path, changed("preference", "loss", value=loss)).splitlines()
+    assert lines[0].endswith("1 error") and len(lines) == 2
+    assert lines[1].strip().startswith(told)
+
+
+def test_every_error_of_a_loss_comes_at_once(tmp_path: Path) -> None:
+    told = refusal(tmp_path, changed("preference", "loss", value={"name": "simpo", "beta": 0, "gama": 1})).splitlines()
+    assert [line.strip().split(":")[0] for line in told[1:]] == ["preference.loss.beta", "preference.loss.gama"]
+    assert told[2].endswith("did you mean 'gamma'? Allowed: name, beta, gamma")
+
+
+@pytest.mark.parametrize("name", EVERY_LOSS.split(", "))
+def test_every_loss_can_be_asked_for_by_its_name_alone(name: str, tmp_path: Path) -> None:
+    loss = load(tmp_path, changed("preference", "loss", value={"name": name})).preference.loss
+    assert loss.name == name
+    assert load(tmp_path, changed("preference", "loss", value=loss.model_dump())).preference.loss == loss
+
+
 def test_a_long_value_is_shortened(tmp_path: Path) -> None:
     assert len(refusal(tmp_path, changed("name", value="x" * 100_000))) < 1000
 
@@ -238,7 +281,7 @@ def test_any_changed_value_changes_the_digest(tmp_path: Path) -> None:
             assert load(tmp_path, json.dumps(altered)).digest != plain.digest, path
             tried += 1
         except Refused:
-            assert path[-1] in ("name", "heads"), path  # one loss so far; heads must divide the width
+            assert path[-1] in ("name", "heads"), path  # no such loss; heads must divide the width
     assert tried >= 60
 
 

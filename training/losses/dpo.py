@@ -11,27 +11,30 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from training.losses.base import LossSettings, PairLogps
+from training.losses.base import LossSettings, PairLogps, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class DPO(LossSettings):
-    """DPO over summed log-probabilities; ``label_smoothing`` is the probability that a label is wrong."""
+    """DPO (arXiv 2305.18290) over summed log-probabilities.
+
+    ``label_smoothing`` is the probability that a label is wrong.
+    """
 
     view = "pairs"
     needs_reference = True
 
     name: Literal["dpo"] = "dpo"
-    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    beta: Positive = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 
     def __call__(self, policy: PairLogps, reference: PairLogps) -> "Tensor":
         """Per-pair loss in nats, shape (batch,)."""
         from torch.nn.functional import logsigmoid
 
-        chosen = policy.chosen.total - reference.chosen.total
-        rejected = policy.rejected.total - reference.rejected.total
-        margin = self.beta * (chosen - rejected)
+        r_w = policy.chosen.total - reference.chosen.total
+        r_l = policy.rejected.total - reference.rejected.total
+        margin = self.beta * (r_w - r_l)
         return -(1 - self.label_smoothing) * logsigmoid(margin) - self.label_smoothing * logsigmoid(-margin)
