@@ -1,69 +1,148 @@
 """Log-probabilities of completion tokens, in float32 whatever the model's dtype.
 
-Rows are padded on the right. A causal decoder never looks to the right, so no attention mask is needed: a real token
-sees real tokens only, and what stands at padded positions is not read.
+Only rows that predict a completion token go through the language-model head, in chunks; the log-sum-exp is float32 and
+is computed again in the backward pass, so that no more than a chunk of logits is ever held.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from training.data.encode import Encoded
-from training.losses.base import Logps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True)
-class PaddedBatch:
-    """``ids`` (rows, tokens) right-padded; ``row``/``position`` of the hidden states that predict a completion
-    token, and ``target``, that token: three tensors of shape (completion tokens,), in row order."""
-
-    ids: "Tensor"
-    row: "Tensor"
-    position: "Tensor"
-    target: "Tensor"
-    rows: int
-
-    @property
-    def tokens(self) -> int:
-        """Padded tokens that the forward pass computes."""
-        return self.ids.numel()
+# Logits of one chunk, in numbers (rows x vocabulary): 64 MiB of float32.
+CHUNK = 1 << 24
 
 
-def pad(rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: Any, pad_id: int = 0) -> PaddedBatch:
-    """``rows`` of (prompt ids, completion ids). A completion's last token is predicted but never fed."""
+def sum_by_completion(token: "Tensor", branch: "Tensor", completions: int) -> tuple["Tensor", "Tensor"]:
+    """Token log-probabilities (tokens,) → (totals in nats, lengths in tokens), each of shape (completions,)."""
     import torch
 
-    width = max(len(prompt) + len(completion) for prompt, completion in rows) - 1
-    ids = torch.full((len(rows), max(width, 1)), pad_id, dtype=torch.long)
-    row: list[int] = []
-    position: list[int] = []
-    target: list[int] = []
-    for i, (prompt, completion) in enumerate(rows):
-        fed = [*prompt, *completion[:-1]]
-        ids[i, : len(fed)] = torch.tensor(fed, dtype=torch.long)
-        row += [i] * len(completion)
-        position += range(len(prompt) - 1, len(prompt) - 1 + len(completion))
-        target += completion
-    at, where, what = (torch.tensor(values, dtype=torch.long, device=device) for values in (row, position, target))
-    return PaddedBatch(ids.to(device), at, where, what, len(rows))
+    # Summed in float64: a sum of hundreds of nats has few digits left in float32.
+    zeros = torch.zeros(completions, dtype=torch.float64, device=token.device)
+    total = zeros.index_add(0, branch, token.double()).to(token.dtype)
+    length = zeros.index_add(0, branch, torch.ones_like(token, dtype=torch.float64)).to(token.dtype)
+    return total, length
 
 
-def branches(rows: Sequence[Encoded], k: int) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """(prompt, k-th completion) of every row."""
-    return [(row.prompt, row.completions[k]) for row in rows]
-
-
-def completion_logps(model: Any, batch: PaddedBatch) -> Logps:
-    """Summed log-probabilities and lengths of each row's completion, shape (rows,), EOS included."""
+def from_logits(logits: "Tensor", target: "Tensor") -> "Tensor":
+    """Log-probability of each target, float32, shape (tokens,), from logits (tokens, vocabulary)."""
     import torch
 
-    logits = model(input_ids=batch.ids, use_cache=False).logits
-    scored = logits[batch.row, batch.position].float()
-    token = torch.gather(scored, 1, batch.target[:, None])[:, 0] - torch.logsumexp(scored, dim=1)
-    zeros = torch.zeros(batch.rows, dtype=torch.float32, device=token.device)
-    total = zeros.index_add(0, batch.row, token)
-    length = zeros.index_add(0, batch.row, torch.ones_like(token))
-    return Logps(total, length)
+    scored = logits.float()
+    return torch.gather(scored, 1, target[:, None])[:, 0] - torch.logsumexp(scored, dim=1)
+
+
+def through_head(hidden: "Tensor", head: Any, target: "Tensor") -> "Tensor":
+    """Log-probability of each target, float32, shape (tokens,), from hidden states (tokens, width) and a linear head."""
+    return _function().apply(hidden, head.weight, head.bias, target)
+
+
+def _function() -> Any:
+    """The autograd function, made once: torch is imported where it is needed only."""
+    global _FUNCTION
+    if _FUNCTION is None:
+        _FUNCTION = _make()
+    return _FUNCTION
+
+
+_FUNCTION: Any = None
+
+
+def _make() -> Any:
+    import torch
+
+    class ChunkedHead(torch.autograd.Function):
+        """log softmax(hidden W^T + b)[target]. Where the head is frozen, the backward pass needs no second product."""
+
+        @staticmethod
+        def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, target: Any) -> Any:
+            ctx.low = _autocast_dtype(hidden)
+            ctx.frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
+            rows = max(1, CHUNK // weight.shape[0])
+            low_hidden, low_weight, low_bias = (_cast(tensor, ctx.low) for tensor in (hidden, weight, bias))
+            found = torch.empty(len(target), dtype=_wide(hidden.dtype), device=hidden.device)
+            norm = torch.empty_like(found)
+            slope = torch.empty_like(low_hidden) if ctx.frozen and hidden.requires_grad else None
+            with torch.autocast(hidden.device.type, enabled=False):
+                for start in range(0, len(target), rows):
+                    part = slice(start, start + rows)
+                    logits = _logits(low_hidden[part], low_weight, low_bias)
+                    norm[part] = torch.logsumexp(logits, dim=1)
+                    found[part] = logits.gather(1, target[part, None])[:, 0] - norm[part]
+                    if slope is not None:
+                        slope[part] = _residual(logits, norm[part], target[part]).to(low_weight.dtype) @ low_weight
+            if ctx.frozen:
+                ctx.save_for_backward(slope)
+            else:
+                ctx.save_for_backward(hidden, weight, bias, target, norm)
+            return found
+
+        @staticmethod
+        def backward(ctx: Any, *upstreams: Any) -> Any:
+            upstream = upstreams[0]
+            if ctx.frozen:
+                (slope,) = ctx.saved_tensors
+                return slope * upstream[:, None].to(slope.dtype), None, None, None
+            hidden, weight, bias, target, norm = ctx.saved_tensors
+            rows = max(1, CHUNK // weight.shape[0])
+            low_hidden, low_weight, low_bias = (_cast(tensor, ctx.low) for tensor in (hidden, weight, bias))
+            to_hidden = torch.empty_like(low_hidden)
+            # In float32 at least: many chunks that were added up in bfloat16 would round each other away.
+            wide = _wide(weight.dtype)
+            to_weight = torch.zeros_like(weight, dtype=wide) if weight.requires_grad else None
+            to_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and bias.requires_grad else None
+            with torch.autocast(hidden.device.type, enabled=False):
+                for start in range(0, len(target), rows):
+                    part = slice(start, start + rows)
+                    logits = _logits(low_hidden[part], low_weight, low_bias)
+                    residual = _residual(logits, norm[part], target[part]).to(low_weight.dtype)
+                    # The upstream gradient multiplies the narrow side: on the wide one it would cost another pass, and
+                    # where a pair is learnt it turns thousands of probabilities into denormals, which are slow.
+                    factor = upstream[part, None]
+                    torch.mm(residual, low_weight, out=to_hidden[part])
+                    to_hidden[part] *= factor
+                    if to_bias is not None:
+                        to_bias += (residual.t() @ factor.to(residual.dtype))[:, 0]
+                    if to_weight is not None:
+                        scaled = (low_hidden[part] * factor).to(residual.dtype)
+                        if residual.dtype == to_weight.dtype:
+                            to_weight.addmm_(residual.t(), scaled)
+                        else:
+                            to_weight += residual.t() @ scaled
+            return to_hidden.to(hidden.dtype), _cast(to_weight, weight.dtype), _cast(to_bias, weight.dtype), None
+
+    return ChunkedHead
+
+
+def _autocast_dtype(tensor: Any) -> Any:
+    """The dtype that matrices are multiplied in here: autocast does not reach into an autograd function's backward."""
+    import torch
+
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _cast(tensor: Any, dtype: Any) -> Any:
+    return tensor if tensor is None or dtype is None else tensor.to(dtype)
+
+
+def _wide(dtype: Any) -> Any:
+    import torch
+
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _logits(hidden: Any, weight: Any, bias: Any) -> Any:
+    import torch
+
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return logits.to(_wide(logits.dtype))
+
+
+def _residual(logits: Any, norm: Any, target: Any) -> Any:
+    """d log p(target) / d logits = onehot(target) - softmax(logits), in place of the logits."""
+    import torch
+
+    residual = logits.sub_(norm[:, None]).exp_().neg_()
+    residual[torch.arange(len(target), device=target.device), target] += 1
+    return residual

@@ -19,6 +19,9 @@ def prepare_torch(profile: Profile) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
+    # First of all, because threads inherit it: a matrix of denormals is multiplied a hundred times more slowly, and the
+    # gradients of pairs that are learnt come to that.
+    torch.set_flush_denormal(True)
     torch.set_num_threads(profile.threads)
     torch.use_deterministic_algorithms(True)
     if profile.device == "cuda" and not torch.cuda.is_available():
@@ -148,17 +151,25 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def load_model(folder: Path, profile: Profile | None = None) -> Any:
-    """A causal language model from safetensors, its weights float32, on the profile's device. Raises Refused."""
+def load_model(folder: Path, profile: Profile | None = None, lora: LoRA | None = None) -> Any:
+    """A causal language model from safetensors, on the profile's device. Raises Refused.
+
+    Weights are float32, or bfloat16 where the profile says ``pure-bfloat16``; 4-bit where ``lora.bits`` says so. They are read
+    file by file into their place: no second copy is held.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    device = "cuda" if profile is not None and profile.device == "cuda" else "cpu"
+    dtype = torch.bfloat16 if profile is not None and profile.dtype == "pure-bfloat16" else torch.float32
+    quantised = lora is not None and lora.bits is not None
+    extra = {"quantization_config": _four_bit(dtype, profile), "device_map": {"": device}} if quantised else {}
     try:
         load: Any = AutoModelForCausalLM.from_pretrained
         model, facts = load(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **extra
         )
     except Exception as error:
         raise Refused(
@@ -171,7 +182,22 @@ def load_model(folder: Path, profile: Profile | None = None) -> Any:
             f"the model in {folder} lacks weights for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: they would "
             "be random; its config.json and its *.safetensors do not belong together"
         )
-    return model.to("cuda" if profile is not None and profile.device == "cuda" else "cpu")
+    return model if quantised else model.to(device)
+
+
+def _four_bit(dtype: Any, profile: Profile | None) -> Any:
+    """4-bit NormalFloat with doubly quantised constants (arXiv 2305.14314). Raises Refused without bitsandbytes."""
+    import importlib.util
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise Refused("lora.bits: 4 needs bitsandbytes, which is not installed: pip install 'alignmill[quantised]'")
+    compute = torch.bfloat16 if profile is not None and profile.dtype != "float32" else dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -203,12 +229,27 @@ def with_lora(model: Any, settings: LoRA | None, seed: int) -> Any:
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # a float is fine, peft only divides it
         lora_dropout=settings.dropout,
         target_modules=targets,
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
         task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise Refused(f"lora.targets {settings.targets!r} do not fit this model: {error}") from error
+
+
+def on_whole_weights(model: Any, settings: LoRA | None, folder: Path) -> Any:
+    """Adapters that were trained on 4-bit weights, put on the weights that these were made of: what is merged loses
+    nothing to quantisation. Any other model is returned as it is."""
+    if settings is None or settings.bits is None:
+        return model
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    adapters = get_peft_model_state_dict(model)
+    whole = with_lora(load_model(folder), settings, 0)
+    set_peft_model_state_dict(whole, adapters)
+    return whole
 
 
 def save_model(model: Any, tokenizer: Any, output: Path) -> None:

@@ -120,19 +120,44 @@ class ModelSettings(Settings):
 
 
 class LoRA(Settings):
-    """Low-rank adapters (arXiv 2106.09685), merged into the weights when the step ends."""
+    """Low-rank adapters (arXiv 2106.09685), merged into the weights when the step ends.
+
+    ``rslora`` scales by alpha / sqrt(rank) in place of alpha / rank (arXiv 2312.03732). ``dora`` learns the length of each
+    weight's columns apart from their direction (arXiv 2402.09353). ``bits: 4`` holds the base weights in 4-bit NormalFloat
+    while the adapters train (QLoRA, arXiv 2305.14314).
+    """
 
     rank: Count = 16
     alpha: Positive = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    rslora: bool = False
+    dora: bool = False
+    bits: Literal[4] | None = None
 
 
 # ------------------------------------------------------------------------------------------------ training
 
 
+class EarlyStop(Settings):
+    """Stop when the held-out margin no longer grows; the best weights are the result.
+
+    ``share`` of the training prompts is set aside to be judged on, so that the gate's holdout stays unseen. After every
+    ``every`` optimiser steps and at the end the mean margin in nats is taken; training stops after ``patience`` of these
+    in a row that exceed the best so far by no more than ``min_gain`` nats.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    every: Count
+    patience: Count = 3
+    min_gain: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Optimiser(Settings):
-    """AdamW (arXiv 1711.05101) and what one optimiser step sees. Exactly one of ``steps`` and ``epochs``."""
+    """AdamW (arXiv 1711.05101) and what one optimiser step sees. Exactly one of ``steps`` and ``epochs``.
+
+    ``weight_decay`` reaches matrices only: biases and the scales of norms are left alone, as is usual.
+    """
 
     steps: Count | None = None
     epochs: Positive | None = None
@@ -146,6 +171,7 @@ class Optimiser(Settings):
     max_grad_norm: Positive = 1.0
     max_tokens: Annotated[int, Field(ge=8)] = 1024
     lora: LoRA | None = None
+    early_stop: EarlyStop | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -158,17 +184,33 @@ class SFTSettings(Optimiser):
     """Supervised warm start: the mean negative log-likelihood of completion tokens."""
 
 
-class PreferenceSettings(Optimiser):
-    """Preference optimization.
+class Term(Settings):
+    """A loss that is mixed in: ``coefficient`` times its weighted mean is added."""
 
-    ``sft_weight`` is RPO's alpha (arXiv 2404.19733): that much of the chosen completion's mean-token NLL is added.
-    ``replay`` SFT rows stand beside the pairs of every step; ``replay_weight`` times their mean NLL is added.
+    coefficient: Positive
+    loss: Loss
+
+
+class PreferenceSettings(Optimiser):
+    """Preference optimization. ``batch`` counts prompts, each with all its completions.
+
+    ``mix`` adds more losses to ``loss``. ``desirable_from`` is the score from which a completion is rated desirable;
+    without it the middle between a prompt's best and worst score decides.
+    ``sft_weight`` is RPO's alpha (arXiv 2404.19733): that much of the preferred completion's mean-token NLL is added.
+    ``replay`` SFT rows stand beside the prompts of every step; ``replay_weight`` times their mean NLL is added.
     """
 
     loss: Loss
+    mix: tuple[Term, ...] = ()
+    desirable_from: float | None = None
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     replay: Annotated[int, Field(ge=0)] = 0
     replay_weight: Positive = 1.0
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The loss and what is mixed into it."""
+        return (Term(coefficient=1.0, loss=self.loss), *self.mix)
 
 
 # ------------------------------------------------------------------------------------------------ profile
@@ -183,11 +225,24 @@ class Limits(Settings):
 
 
 class Profile(Settings):
-    """On what to train. Device, dtype, threads, processes and token budget can change bits, so steps record them."""
+    """On what to train. All but ``checkpoint_seconds`` and ``minutes`` can change bits, so steps record it.
+
+    ``bfloat16`` multiplies matrices in bfloat16 (autocast); weights, sums and the optimiser stay float32.
+    ``pure-bfloat16`` holds weights, gradients and optimiser state in bfloat16 too: half the memory, but with 8 bits of
+    precision an update below about 1/256 of its weight is lost to rounding.
+    ``strategy`` matters for several processes: ``ddp`` keeps the whole model in each; ``fsdp`` (FSDP2) keeps a share of
+    weights, gradients and optimiser state in each. ``activation_checkpointing`` computes activations again in the backward
+    pass: less memory, about a third more time.
+    ``layout`` is how rows are laid out: each prompt once with its completions as branches (``shared``), each completion
+    with its own prompt and no padding (``packed``), or rows padded to one length (``padded``).
+    """
 
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    processes: Literal[1] = 1
+    dtype: Literal["float32", "bfloat16", "pure-bfloat16"] = "float32"
+    processes: Count = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    activation_checkpointing: bool = False
+    layout: Literal["shared", "packed", "padded"] = "shared"
     threads: Count = 2
     token_budget: Annotated[int, Field(ge=64)] = 8192
     checkpoint_seconds: Positive = 60.0

@@ -6,8 +6,8 @@ library's random generator, no number of processes and no packing, so that a ste
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from training.data.encode import Encoded
@@ -54,19 +54,51 @@ def epoch_order(seed: int, epoch: int, rows: int) -> tuple[int, ...]:
     return tuple(sorted(range(rows), key=key))
 
 
-def micro_batches(rows: Sequence[Encoded], token_budget: int) -> list[list[Encoded]]:
-    """Rows of similar length together, so that each micro-batch's padded size stays within ``token_budget`` tokens.
+def set_aside(rows: Sequence[Encoded], share: float) -> tuple[list[Encoded], list[Encoded]]:
+    """(rows to train on, rows to judge on): a prompt is judged on where its digest, read as a number in [0, 1), is below
+    ``share``. It depends on the prompt alone, so that equal prompts stay together whatever else is there."""
 
-    A row of K completions takes K padded rows. One that is larger than the budget stands alone.
+    def judged(row: Encoded) -> bool:
+        digest = hashlib.sha256(f"alignmill set aside {row.prompt}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < share * 2.0**64
+
+    return [row for row in rows if not judged(row)], [row for row in rows if judged(row)]
+
+
+def micro_batches(
+    rows: Sequence[Encoded], token_budget: int, tokens: Callable[[Encoded, Encoded], int]
+) -> list[list[Encoded]]:
+    """``rows`` cut into micro-batches of at most ``token_budget`` tokens; similar lengths stand together.
+
+    ``tokens(row, longest)``: what a row costs beside the longest row of its micro-batch. One that is larger than the
+    budget stands alone.
     """
-    packed: list[list[Encoded]] = []
-    sizes = 0
+    cut: list[list[Encoded]] = []
+    left = 0
     for row in sorted(rows, key=lambda row: (-row.longest, row.record_id)):
-        branches = len(row.completions)
-        if packed and (sizes + branches) * packed[-1][0].longest <= token_budget:
-            packed[-1].append(row)
-            sizes += branches
-        else:
-            packed.append([row])
-            sizes = branches
-    return packed
+        cost = tokens(row, cut[-1][0]) if cut else 0
+        if not cut or cost > left:
+            cut.append([])
+            left, cost = token_budget, tokens(row, row)
+        cut[-1].append(row)
+        left -= cost
+    return cut
+
+
+def share_out(cut: list[list[Encoded]], processes: int) -> list[list[list[Encoded]]]:
+    """Each process's micro-batches, the same number for all, because they work in step.
+
+    Large micro-batches are halved to even out; a process that would still stand idle computes a micro-batch again whose
+    rows weigh nothing. Law: with one process it is the list itself.
+    """
+    if processes == 1:
+        return [list(cut)]
+    cut = list(cut)
+    while cut and len(cut) % processes and any(len(micro) > 1 for micro in cut):
+        largest = max(cut, key=lambda micro: (len(micro) > 1, sum(row.unique for row in micro)))
+        cut.remove(largest)
+        cut += [largest[::2], largest[1::2]]
+    cut.sort(key=lambda micro: -sum(row.unique for row in micro))
+    idle = [[replace(row, weight=0.0) for row in cut[-1][:1]]] * (-len(cut) % processes) if cut else []
+    cut += idle
+    return [cut[rank::processes] for rank in range(processes)]

@@ -5,11 +5,11 @@ tokenised on its own. A whole completion ends with exactly one end-of-turn token
 the model is never taught to stop in the middle of a sentence.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from training.data.records import Example, Message, Pair
+from training.data.records import Example, Message, Record, graded
 
 # For tokenizers without a template of their own. Saved with every model that we write.
 CHAT_TEMPLATE = (
@@ -21,18 +21,34 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Encoded:
-    """One prompt and its completions as token ids. ``cut``: whether anything was truncated."""
+    """One prompt and its K completions as token ids: one example of an optimiser step.
+
+    ``grades`` has a number per completion (more is better) and ``kind`` says what it is: a score, a negated rank, a
+    label (1 or 0). An SFT row has neither. ``cut``: whether anything was truncated.
+    """
 
     record_id: str
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
     weight: float = 1.0
     cut: bool = False
+    grades: tuple[float, ...] = ()
+    kind: str = ""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row: the prompt with its longest completion."""
-        return len(self.prompt) + max(len(ids) for ids in self.completions)
+        """Tokens to compute for the prompt with its longest completion, whose last token is never fed."""
+        return len(self.prompt) + max(len(ids) for ids in self.completions) - 1
+
+    @property
+    def repeated(self) -> int:
+        """Tokens to compute where each completion repeats the prompt."""
+        return len(self.completions) * (len(self.prompt) - 1) + sum(len(ids) for ids in self.completions)
+
+    @property
+    def unique(self) -> int:
+        """Tokens to compute where the prompt is there once."""
+        return len(self.prompt) - len(self.completions) + sum(len(ids) for ids in self.completions)
 
 
 @dataclass(frozen=True)
@@ -119,10 +135,34 @@ class Encoder:
         return ids[:opening] + ids[len(ids) - (keep - opening) :]
 
 
-def encode_pairs(encoder: Encoder, pairs: Iterable[Pair]) -> Encoding:
-    """Rows with two completions, chosen first. A pair that the cut makes identical or empty is dropped and named."""
-    rows = (encoder.join(p.record_id, p.prompt, (p.chosen, p.rejected), p.weight) for p in pairs)
-    return _sift(rows, lambda row: row.completions[0] != row.completions[1])
+def encode_records(encoder: Encoder, records: Iterable[Record], useful: Callable[[Encoded], bool]) -> Encoding:
+    """A row for each record, its graded completions with their grades.
+
+    Completions that are the same tokens after the cut are one where their grades agree, and none where they contradict.
+    A row that is not ``useful`` then (no two different grades, say) is dropped and named.
+    """
+
+    def rows() -> Iterator[Encoded]:
+        for record in records:
+            kind, completions = graded(record)
+            if completions:
+                texts = [completion.text for completion, _ in completions]
+                row = encoder.join(record.id, record.prompt, texts, record.weight)
+                yield _distinct(replace(row, grades=tuple(grade for _, grade in completions), kind=kind))
+            else:
+                yield Encoded(record.id, (), ())
+
+    return _sift(rows(), useful)
+
+
+def _distinct(row: Encoded) -> Encoded:
+    found: dict[tuple[int, ...], set[float]] = {}
+    for ids, grade in zip(row.completions, row.grades, strict=True):
+        found.setdefault(ids, set()).add(grade)
+    if len(found) == len(row.completions):
+        return row
+    kept = {ids: next(iter(grades)) for ids, grades in found.items() if len(grades) == 1}
+    return replace(row, completions=tuple(kept), grades=tuple(kept.values()))
 
 
 def encode_examples(encoder: Encoder, examples: Iterable[Example]) -> Encoding:
@@ -130,11 +170,11 @@ def encode_examples(encoder: Encoder, examples: Iterable[Example]) -> Encoding:
     return _sift((encoder.join(e.record_id, e.prompt, (e.completion,), e.weight) for e in examples), lambda _: True)
 
 
-def _sift(rows: Iterable[Encoded], useful: Any) -> Encoding:
+def _sift(rows: Iterable[Encoded], useful: Callable[[Encoded], bool]) -> Encoding:
     kept, dropped, cut = [], [], 0
     for row in rows:
         cut += row.cut
-        if all(row.completions) and useful(row):
+        if row.prompt and row.completions and all(row.completions) and useful(row):
             kept.append(row)
         else:
             dropped.append(row.record_id)

@@ -1,4 +1,4 @@
-"""The canonical record, the forms it is read from, and its two views: pairs for preferences, examples for SFT.
+"""The canonical record, the forms it is read from, and what it holds: pairs and grades for preferences, examples for SFT.
 
 A record is ``{prompt: messages, completions: [{text, score | rank | label, model}], weight}``. Its id is the SHA-256
 of the canonical JSON of prompt and completions alone, so the same content has the same id in whatever file it stands.
@@ -163,6 +163,16 @@ def pairs(record: Record) -> list[Pair]:
         Pair(record.id, record.prompt, better.text, worse.text, record.weight / len(different))
         for better, worse in different
     ]
+
+
+def graded(record: Record) -> tuple[str, list[tuple[Completion, float]]]:
+    """The kind of the grades (of the first graded completion) and all completions of that kind, as stored.
+
+    Each comes with its grade as a number of which more is better. A record without grades: ``("", [])``.
+    """
+    merits = [(merit(completion), completion) for completion in record.completions]
+    kind = next((grade[0] for grade, _ in merits if grade is not None), "")
+    return kind, [(completion, grade[1]) for grade, completion in merits if grade is not None and grade[0] == kind]
 
 
 def sft(record: Record) -> Example:
