@@ -1,28 +1,520 @@
-"""The reference is the initial policy and nothing else; replayed rows enter with their weight."""
+"""A step of preference optimization: every loss against a second implementation on naive float64 passes; what a step's
+loss may depend on and what not; KTO's baseline; mixtures; metrics; the held-out margin; and the job from end to end."""
 
+import copy
+import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch import Tensor
 
+from tests.training import naive
 from tests.training.tiny import LORA, Tiny, job, preference_settings, profile, sft_settings
+from tests.training.workers import ignore
 from training import holdout, preference, sft
 from training.data.batches import plan
-from training.data.encode import Encoded, Encoder, encode_examples, encode_pairs
+from training.data.encode import Encoded, Encoder, encode_examples
 from training.data.snapshot import read_snapshot, write_snapshot
 from training.data.split import Selected, read_selection, write_selection
-from training.loop import train
+from training.loop import Part, train
+from training.losses import Loss
 from training.models import load_model, load_tokenizer, with_lora
-from training.preference import Preference, pairs_of
-from training.reference import check_start, reference_totals, score_pairs
-from training.settings import Profile, Refused, Source
+from training.preference import Preference, encode_preferences, load_split
+from training.processes import World
+from training.reference import Cache, check_start, keys, reference_totals, score_rows
+from training.scorer import Scorer, make_scorer
+from training.settings import PreferenceSettings, Profile, Refused, Source
 
 LN_2 = math.log(2)
+LOSSES = sorted(kind.model_fields["name"].default for kind in get_args(get_args(Loss)[0]))
+LAYOUTS = ("shared", "packed", "padded")
+ROWS = naive.rows()
+REPLAY = [
+    dataclasses.replace(row, grades=(), kind="")
+    for row in naive.rows([(4, [7], []), (9, [3], []), (2, [12], [])], seed=5)
+]
+ORDER = plan(1, len(ROWS), len(ROWS), steps=1, epochs=None).indices(0)
+
+
+def settings_of(loss: Any, **other: Any) -> PreferenceSettings:
+    given = {"name": loss} if isinstance(loss, str) else loss
+    return preference_settings(1, loss=given, **{"batch": len(ROWS), "max_tokens": 4096, **other})
+
+
+def objective_of(
+    settings: PreferenceSettings,
+    scorer: Scorer,
+    totals: dict[bytes, float],
+    rows: Sequence[Encoded] = ROWS,
+    **other: Any,
+) -> Preference:
+    order = plan(1, len(rows), settings.batch, steps=settings.steps, epochs=None)
+    chosen = Profile(threads=1, layout=scorer.path.name)
+    objective = Preference(settings, rows, other.pop("replay", REPLAY), order, scorer, chosen, **other)
+    objective.totals = totals
+    return objective
+
+
+@dataclass
+class Step:
+    """All parts of one step, computed and added."""
+
+    loss: float
+    gradient: dict[str, Tensor]
+    sums: dict[str, float]
+    parts: list[Part]
+
+
+def computed(objective: Preference, budget: int = 4096, step: int = 0, world: World | None = None) -> Step:
+    scorer = objective.scorer
+    scorer.zero_grad()
+    parts = []
+    sums: dict[str, float] = {}
+    for compute in objective.parts(scorer, step, budget, world or World()):
+        part = compute()
+        part.loss.backward()
+        parts.append(dataclasses.replace(part, loss=part.loss.detach()))
+        for key, value in part.sums.items():
+            sums[key] = sums.get(key, 0.0) + value
+    return Step(sum(float(part.loss) for part in parts), naive.gradient(scorer.model), sums, parts)
+
+
+@dataclass
+class Naive:
+    """The policy after some steps and its reference, in float64; ``policy`` and ``z`` are by row, with a graph."""
+
+    model: Any
+    policy: list[Tensor]
+    reference: list[Tensor]
+    twin: Any
+
+    def baseline(self, desirable_from: float | None = None) -> Tensor:
+        """z of the step that all rows are in, in the order of the step."""
+        other = naive.mismatched([ROWS[i] for i in ORDER], desirable_from)
+        ratios = [a - b for a, b in zip(naive.totals(self.model, other), naive.totals(self.twin, other), strict=True)]
+        return torch.cat(ratios).mean().clamp(min=0).detach()
+
+    def gradient(self, loss: Tensor) -> dict[str, Tensor]:
+        return naive.gradient(self.model, loss)
+
+
+@pytest.fixture(scope="module")
+def exact() -> Naive:
+    initial = naive.exact(naive.model("llama"))
+    model = naive.exact(naive.moved(naive.model("llama")))
+    reference = [total.detach() for total in naive.totals(initial, ROWS)]
+    return Naive(model, naive.totals(model, ROWS), reference, initial)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def ready(request: pytest.FixtureRequest) -> tuple[Scorer, dict[bytes, float]]:
+    """A scorer that has its reference (of the rows, and of KTO's mismatched ones), and has moved on since."""
+    return begun(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared() -> tuple[Scorer, dict[bytes, float]]:
+    return begun("shared")
+
+
+def begun(layout: Any) -> tuple[Scorer, dict[bytes, float]]:
+    scorer = make_scorer(naive.model("llama"), ROWS, Profile(threads=1, layout=layout), ignore)
+    assert scorer.path.name == layout
+    totals: dict[bytes, float] = {}
+    for border in (None, 1.0):
+        objective = objective_of(settings_of("kto", desirable_from=border), scorer, {})
+        objective.begin(scorer, World())
+        totals |= objective.totals
+    naive.moved(scorer.model)
+    return scorer, totals
+
+
+# ------------------------------------------------------------------------------------------------ every loss
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_and_gradient_are_those_of_a_second_implementation(
+    ready: tuple[Scorer, dict[bytes, float]], exact: Naive, loss: str
+) -> None:
+    """K of 1 to 7 with ties, weights, one-token prompts and completions; in one micro-batch and in many."""
+    scorer, totals = ready
+    for border in (None, 1.0) if loss == "kto" else (None,):
+        settings = settings_of(loss, desirable_from=border)
+        z = exact.baseline(border) if loss == "kto" else 0.0
+        expected = naive.loss_of(settings.loss, ROWS, exact.policy, exact.reference, border, z)
+        gradient = exact.gradient(expected)
+        for budget in (4096, 90):
+            step = computed(objective_of(settings, scorer, totals), budget)
+            assert len(step.parts) == 1 if budget == 4096 else len(step.parts) >= 3
+            assert step.loss == pytest.approx(float(expected.detach()), rel=1e-5, abs=2e-5)
+            assert naive.distance(step.gradient, gradient) < 1e-5
+
+
+def test_there_are_fourteen_losses() -> None:
+    assert len(LOSSES) == 14
+
+
+def test_a_mixture_is_the_sum_of_its_terms(shared: tuple[Scorer, dict[bytes, float]], exact: Naive) -> None:
+    """dpo + 0.5 kto + 0.25 listwise + 0.7 NLL of the chosen of each pair + 0.4 NLL of the replayed rows."""
+    scorer, totals = shared
+    mix = (
+        {"coefficient": 0.5, "loss": {"name": "kto", "beta": 0.2}},
+        {"coefficient": 0.25, "loss": {"name": "listwise"}},
+    )
+    settings = settings_of("dpo", mix=mix, sft_weight=0.7, replay=3, replay_weight=0.4)
+    z = exact.baseline()
+    terms = [
+        term.coefficient * naive.loss_of(term.loss, ROWS, exact.policy, exact.reference, None, z)
+        for term in settings.terms
+    ]
+    above = below = replayed = torch.zeros((), dtype=torch.float64)
+    for row, total in zip(ROWS, exact.policy, strict=True):
+        pairs = [(i, j) for i, a in enumerate(row.grades) for j, b in enumerate(row.grades) if a > b]
+        for i, _ in pairs:
+            above = above - row.weight / len(pairs) * total[i] / len(row.completions[i])
+        below = below + (row.weight if pairs else 0)
+    nlls = [
+        -total[0] / len(row.completions[0])
+        for row, total in zip(REPLAY, naive.totals(exact.model, REPLAY), strict=True)
+    ]
+    replayed = sum(row.weight * nll for row, nll in zip(REPLAY, nlls, strict=True)) / sum(row.weight for row in REPLAY)  # type: ignore[assignment]
+    expected = sum(terms) + 0.7 * above / below + 0.4 * replayed
+    for budget in (4096, 64):
+        step = computed(objective_of(settings, scorer, totals), budget)
+        assert step.loss == pytest.approx(float(expected.detach()), rel=1e-5)
+        assert naive.distance(step.gradient, exact.gradient(expected)) < 1e-5
+        assert step.sums["nll/chosen"] == pytest.approx(float((above / below).detach()), rel=1e-5)
+        assert step.sums["replay_nll"] == pytest.approx(float(replayed.detach()), rel=1e-5)
+        assert step.sums["kl_baseline"] == pytest.approx(float(z), rel=1e-4, abs=1e-5)
+
+
+def test_a_term_without_examples_in_a_step_adds_nothing(
+    shared: tuple[Scorer, dict[bytes, float]], exact: Naive
+) -> None:
+    """The single rows can be rated and make no pair."""
+    scorer, totals = shared
+    singles = [ROWS[2], ROWS[7]]
+    mix = ({"coefficient": 0.5, "loss": {"name": "dpo"}}, {"coefficient": 2.0, "loss": {"name": "rrhf"}})
+    settings = settings_of("kto", desirable_from=0.5, mix=mix, batch=2)
+    objective = objective_of(settings, scorer, totals, singles)
+    totals = totals | {key: -30.0 for row in objective._mismatched(0) for key in keys(row) if key not in totals}
+    objective.totals = totals
+    step = computed(objective)
+    z = float(objective._baseline(scorer, 0, 4096, World()))  # type: ignore[arg-type]
+    policy, reference = ([found[2], found[7]] for found in (exact.policy, exact.reference))
+    expected = naive.loss_of(settings.loss, singles, policy, reference, 0.5, z)
+    assert step.loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert not any(math.isnan(value) for value in step.sums.values())
+
+
+# ------------------------------------------------------------------------------------------------ cuts and processes
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_neither_the_cut_nor_the_number_of_processes_changes_loss_gradient_or_metrics(layout: str) -> None:
+    """Processes are threads that meet in every exchange; with seven some have nothing but a repeat."""
+    scorer, totals = begun(layout)
+    mix = ({"coefficient": 0.5, "loss": {"name": "kto"}}, {"coefficient": 0.25, "loss": {"name": "listwise"}})
+    settings = settings_of("dpo", mix=mix, sft_weight=0.7, replay=2)
+    whole = computed(objective_of(settings, scorer, totals))
+    for size, budget in ((1, 64), (2, 4096), (3, 90), (7, 4096), (16, 64)):
+
+        def one(world: World, budget: int = budget) -> Step:
+            return computed(objective_of(settings, copy.deepcopy(scorer), totals), budget, world=world)
+
+        steps = naive.together(size, one)
+        assert len({len(step.parts) for step in steps}) == 1
+        assert sum(step.loss for step in steps) == pytest.approx(whole.loss, rel=1e-5)
+        gradient = {name: torch.stack([step.gradient[name] for step in steps]).sum(0) for name in whole.gradient}
+        assert naive.distance(gradient, whole.gradient) < 1e-5
+        sums = {key: sum(step.sums[key] for step in steps) for key in whole.sums}
+        assert sums == pytest.approx(whole.sums, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "rrhf"])
+def test_all_micro_batches_of_a_step_report_the_same_names(
+    shared: tuple[Scorer, dict[bytes, float]], loss: str
+) -> None:
+    """Whatever stands in them: rows without a pair, all tied, none desirable, repeats without weight."""
+    scorer, totals = shared
+    settings = settings_of(loss, sft_weight=0.5)
+    for size in (1, 3):
+        steps = naive.together(
+            size, lambda world: computed(objective_of(settings, copy.deepcopy(scorer), totals), 64, world=world)
+        )
+        names = {tuple(part.sums) for step in steps for part in step.parts}
+        assert len(names) == 1 and len(steps[0].parts) > 1
+
+
+def test_every_step_sees_the_same_number_of_rows_whatever_the_budget(shared: tuple[Scorer, dict[bytes, float]]) -> None:
+    scorer, totals = shared
+    settings = preference_settings(5, loss={"name": "dpo"}, batch=3, replay=2)
+    objective = objective_of(settings, scorer, totals)
+    for step in range(5):
+        names = objective.records(step)
+        assert len(names) == 5
+        for budget in (64, 200, 4096):
+            tokens = sum(part.tokens for part in computed(objective, budget, step).parts)
+            wanted = [*objective._step(step), *objective._replayed(step)]
+            assert tokens == sum(row.unique for row in wanted)
+            assert [row.record_id for row in wanted] == names
+
+
+# ------------------------------------------------------------------------------------------------ KTO's baseline
+
+
+def prompts_of(rows: Sequence[Encoded]) -> dict[str, tuple[int, ...]]:
+    return {row.record_id: row.prompt for row in rows}
+
+
+def test_a_mismatched_completion_belongs_to_the_next_different_prompt() -> None:
+    """Worked by hand; A and B have the same prompt, C has nothing that can be rated."""
+    a = Encoded("A", (1,), ((11,), (12,)), grades=(1.0, 0.0), kind="label")
+    b = Encoded("B", (1,), ((13,), (14,), (15,)), grades=(0.0, 1.0, 0.5), kind="score")
+    c = Encoded("C", (2,), ((16,), (17,)), grades=(1.0, 1.0), kind="score")
+    d = Encoded("D", (3, 4), ((18, 19, 20, 21, 2),), grades=(1.0,), kind="label")
+    scorer = make_scorer(naive.model("llama"), [d], profile(), ignore)
+    objective = objective_of(settings_of("kto", batch=4, max_tokens=8), scorer, {}, [a, b, c, d])
+    objective.order = dataclasses.replace(objective.order, seed=next(s for s in range(99) if plan(s, 4, 4, steps=1, epochs=None).indices(0) == [0, 1, 2, 3]))  # fmt: skip
+    found = {row.record_id: (row.prompt, row.completions) for row in objective._mismatched(0)}
+    assert found == {
+        # A's two ratings meet D, whose one completion serves for both
+        "A": ((1,), ((18, 19, 20, 21, 2),) * 2),
+        # B has two ratings: 0.5 is the middle of 0 and 1
+        "B": ((1,), ((18, 19, 20, 21, 2),) * 2),
+        # D goes around to A; one rating, one completion
+        "D": ((3, 4), ((11,),)),
+    }
+
+
+def test_a_mismatched_completion_is_cut_to_what_fits() -> None:
+    rows = naive.rows([(20, [3], [1.0]), (2, [19], [1.0])])
+    rows = [dataclasses.replace(row, kind="label") for row in rows]
+    scorer = make_scorer(naive.model("llama"), rows, profile(), ignore)
+    objective = objective_of(settings_of("kto", batch=2, max_tokens=24), scorer, {}, rows)
+    found = {row.record_id: row for row in objective._mismatched(0)}
+    assert found["row-0"].completions == (rows[1].completions[0][:4],)  # 20 + 4 = 24
+    assert found["row-1"].completions == rows[0].completions
+
+
+@pytest.mark.parametrize("border", [None, 1.0])
+def test_prompts_of_mismatched_rows_always_differ(
+    shared: tuple[Scorer, dict[bytes, float]], border: float | None
+) -> None:
+    scorer, _ = shared
+    twice = [*ROWS, *(dataclasses.replace(row, record_id=f"again-{row.record_id}") for row in ROWS)]
+    settings = preference_settings(6, loss={"name": "kto"}, batch=5, desirable_from=border)
+    objective = objective_of(settings, scorer, {}, twice)
+    own = prompts_of(twice)
+    for step in range(6):
+        rows = {row.record_id: row for row in objective._step(step)}
+        for found in objective._mismatched(step):
+            assert found.prompt == own[found.record_id]
+            lenders = [
+                row
+                for row in rows.values()
+                if set(found.completions) & {c[: len(found.completions[0])] for c in row.completions}
+            ]
+            assert any(lender.prompt != found.prompt for lender in lenders)
+            assert len(found.completions) == len(naive.rated(rows[found.record_id], border))
+
+
+def test_the_baseline_is_that_of_the_whole_step_whatever_the_cut(
+    ready: tuple[Scorer, dict[bytes, float]], exact: Naive
+) -> None:
+    scorer, totals = ready
+    objective = objective_of(settings_of("kto"), scorer, totals)
+    expected = float(exact.baseline())
+    assert expected > 0.1  # not clamped
+    for budget in (64, 90, 4096):
+        found = objective._baseline(scorer, 0, budget, World())
+        assert found is not None and not found.requires_grad and found.shape == ()
+        assert float(found) == pytest.approx(expected, rel=1e-4)
+        assert computed(objective, budget).sums["kl_baseline"] == pytest.approx(expected, rel=1e-4)
+    for size in (2, 5):
+        many = naive.together(
+            size,
+            lambda world: float(
+                objective_of(settings_of("kto"), copy.deepcopy(scorer), totals)._baseline(scorer, 0, 90, world)
+            ),  # type: ignore[arg-type]  # fmt: skip
+        )
+        assert many == pytest.approx([expected] * size, rel=1e-4)
+
+
+def test_the_baseline_is_clamped_after_the_mean(shared: tuple[Scorer, dict[bytes, float]]) -> None:
+    """Half of the mismatched ratios at +4 nats, half at -2: 1, and not the 2 of a clamp before it. And never below 0."""
+    scorer, _ = shared
+    given = naive.rows([(3, [4, 5], [1.0, 0.0]), (5, [6, 3], [1.0, 0.0]), (2, [5, 7], [0.0, 1.0])], seed=6)
+    objective = objective_of(settings_of("kto", batch=3), scorer, {}, given)
+    rows = objective._mismatched(0)
+    scored = torch.cat(score_rows(scorer, scorer, rows, profile(), World()))
+    known = [key for row in rows for key in keys(row)]
+    assert len(set(known)) == len(known) and len(known) % 2 == 0
+    for ratios, expected in (((4.0, -2.0), 1.0), ((-4.0, 2.0), 0.0)):
+        objective.totals = {
+            key: float(total) - ratios[i % 2] for i, (key, total) in enumerate(zip(known, scored, strict=True))
+        }
+        found = objective._baseline(scorer, 0, 4096, World())
+        assert found is not None and float(found) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_baseline_is_computed_without_dropout_and_before_any_gradient() -> None:
+    model = with_lora(naive.model("llama"), LORA.model_copy(update={"dropout": 0.5}), 1)
+    scorer = make_scorer(model, ROWS, profile(), ignore)
+    objective = objective_of(settings_of("kto"), scorer, {})
+    objective.begin(scorer, World())
+    naive.moved(model, size=0.3)
+    scorer.train()
+    first, second = (objective._baseline(scorer, 0, 90, World()) for _ in range(2))
+    assert first is not None and torch.equal(first, second) and scorer.training
+    assert all(parameter.grad is None for parameter in scorer.parameters())
+
+
+def test_one_prompt_in_the_whole_step_has_no_mismatch(shared: tuple[Scorer, dict[bytes, float]]) -> None:
+    scorer, totals = shared
+    same = [ROWS[1], dataclasses.replace(ROWS[1], record_id="again")]
+    objective = objective_of(settings_of("kto", batch=2), scorer, totals, same)
+    assert objective._mismatched(0) == []
+    found = objective._baseline(scorer, 0, 4096, World())
+    assert found is not None and float(found) == 0.0
+    step = computed(objective)
+    assert step.sums["kl_baseline"] == 0.0 and math.isfinite(step.loss)
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+
+def test_metrics_of_pairs_are_weighted_means_over_all_pairs_of_the_step(
+    shared: tuple[Scorer, dict[bytes, float]], exact: Naive
+) -> None:
+    scorer, totals = shared
+    found = {"rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/accuracies": 0.0, "logps/chosen": 0.0}
+    whole = 0.0
+    for row, p, q in zip(ROWS, exact.policy, exact.reference, strict=True):
+        pairs = [(i, j) for i, a in enumerate(row.grades) for j, b in enumerate(row.grades) if a > b]
+        for i, j in pairs:
+            weight = row.weight / len(pairs)
+            r = (p - q).detach()
+            found["rewards/chosen"] += weight * 0.3 * float(r[i])
+            found["rewards/rejected"] += weight * 0.3 * float(r[j])
+            # Two of these completions are EOS alone, with different grades: a tie, whatever the policy.
+            same = row.completions[i] == row.completions[j]
+            found["rewards/accuracies"] += weight * (0.5 if same else float(r[i] > r[j]))
+            found["logps/chosen"] += weight * float(p[i].detach())
+            whole += weight
+    expected = {key: value / whole for key, value in found.items()}
+    expected["rewards/margins"] = expected["rewards/chosen"] - expected["rewards/rejected"]
+    for loss in (
+        {"name": "dpo", "beta": 0.3},
+        {"name": "ipo", "tau": 0.3},
+        {"name": "kto", "beta": 0.3},
+        {"name": "listwise", "beta": 0.3},
+    ):
+        for budget in (64, 4096):
+            sums = computed(objective_of(settings_of(loss), scorer, totals), budget).sums
+            assert {key: sums[key] for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_metrics_without_a_reference_are_log_probabilities(shared: tuple[Scorer, dict[bytes, float]]) -> None:
+    scorer, _ = shared
+    sums = computed(objective_of(settings_of("simpo"), scorer, {})).sums
+    assert sums["rewards/chosen"] == pytest.approx(sums["logps/chosen"])
+    assert sums["rewards/margins"] == pytest.approx(sums["logps/chosen"] - sums["logps/rejected"], rel=1e-5)
+
+
+def test_metrics_of_single_ratings_are_means_of_each_side(shared: tuple[Scorer, dict[bytes, float]]) -> None:
+    scorer, _ = shared
+    rows = [
+        dataclasses.replace(row, grades=(grade,), kind="label", weight=weight)
+        for row, grade, weight in zip(
+            naive.rows([(3, [4], []), (5, [6], []), (2, [2], [])]), (1, 0, 1), (1, 2, 3), strict=True
+        )
+    ]
+    objective = objective_of(settings_of({"name": "kto", "beta": 0.5}, batch=3), scorer, {}, rows)
+    objective.totals = {key: -10.0 for row in [*rows, *objective._mismatched(0)] for key in keys(row)}
+    totals = [float(t) for t in torch.cat(score_rows(scorer, scorer, rows, profile(), World()))]
+    sums = computed(objective).sums
+    assert sums["logps/chosen"] == pytest.approx((totals[0] + 3 * totals[2]) / 4, rel=1e-5)
+    assert sums["rewards/rejected"] == pytest.approx(0.5 * (totals[1] + 10), rel=1e-5)
+    assert "rewards/margins" not in sums
+    # A step in which nothing is undesirable has no mean of that side.
+    objective = objective_of(settings_of("kto", batch=1), scorer, objective.totals, rows[:1])
+    assert "rewards/rejected" not in computed(objective).sums
+
+
+# ------------------------------------------------------------------------------------------------ early stop
+
+
+def test_the_held_out_margin_is_the_weighted_mean_over_pairs(
+    ready: tuple[Scorer, dict[bytes, float]], exact: Naive
+) -> None:
+    scorer, totals = ready
+    above = below = bare = 0.0
+    for row, p, q in zip(ROWS, exact.policy, exact.reference, strict=True):
+        pairs = [(i, j) for i, a in enumerate(row.grades) for j, b in enumerate(row.grades) if a > b]
+        for i, j in pairs:
+            r = (p - q).detach()
+            above += row.weight / len(pairs) * float(r[i] - r[j])
+            bare += row.weight / len(pairs) * float((p[i] - p[j]).detach())
+        below += row.weight if pairs else 0.0
+    for loss, expected in (("dpo", above / below), ("kto", above / below), ("orpo", bare / below)):
+        objective = objective_of(settings_of(loss), scorer, totals, judged=ROWS)
+        for budget in (64, 4096):
+            assert objective.judge(scorer, budget, World()) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    many = naive.together(
+        3,
+        lambda world: objective_of(settings_of("orpo"), copy.deepcopy(scorer), totals, judged=ROWS).judge(
+            scorer, 90, world
+        ),
+    )
+    assert many == pytest.approx([bare / below] * 3, rel=1e-4)
+
+
+def test_the_reference_of_judged_rows_is_known_from_the_beginning() -> None:
+    scorer = make_scorer(naive.model("llama"), ROWS, profile(), ignore)
+    objective = objective_of(settings_of("dpo", batch=4), scorer, {}, ROWS[:4], judged=ROWS[4:])
+    objective.begin(scorer, World())
+    assert {key for row in ROWS for key in keys(row)} == set(objective.totals)
+    assert objective.judge(scorer, 64, World()) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_an_early_stop_without_a_pair_to_judge_by_is_refused(tiny: Tiny, root: Path) -> None:
+    data = ratings_only(root)
+    given = job(
+        tiny, preference_settings(2, loss={"name": "kto"}, early_stop={"every": 1, "share": 0.5}), root, "model"
+    )
+    given["inputs"]["pairs"] = data
+    with pytest.raises(Refused, match=r"early_stop: the margin is taken over pairs, and none of the \d+ row"):
+        preference.run(given, ignore)
+    given["settings"] = preference_settings(2, loss={"name": "kto"}).model_dump_json()
+    preference.run(given, ignore)  # without one it trains
+    assert (root / "model").is_dir()
+
+
+def stored(root: Path, name: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Lines as a snapshot of which all is selected for training."""
+    (root / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    write_snapshot([Source(path=f"{name}.jsonl")], root, root / name)
+    rows = list(read_snapshot(root / name))
+    write_selection([Selected(name, i, row.id, "train") for i, row in enumerate(rows)], root / f"{name}.parquet")
+    return {"parts": {name: str(root / name)}, "selection": str(root / f"{name}.parquet")}
+
+
+def ratings_only(root: Path) -> dict[str, Any]:
+    return stored(
+        root,
+        "ratings",
+        [{"prompt": f"What is {i}?", "completions": [{"text": f"it is {i}", "label": i % 2 == 0}]} for i in range(8)],
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the job
 
 
 @pytest.fixture
@@ -37,27 +529,117 @@ def fresh_accelerate() -> Iterator[None]:
 
 @pytest.fixture
 def pairs(tiny: Tiny) -> tuple[Encoded, ...]:
-    return encode_pairs(Encoder(load_tokenizer(tiny.base), 64), pairs_of(tiny.pairs, "train")).rows
+    records = load_split(tiny.pairs, "train")
+    return encode_preferences(preference_settings(), records, load_tokenizer(tiny.base), ignore).rows
 
 
 def metrics(events: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [event["metrics"] for event in events if event["type"] == "metrics"]
 
 
-# ------------------------------------------------------------------------------------------------ step 0
+def facts(events: list[dict[str, Any]], name: str) -> Any:
+    (found,) = [event["facts"][name] for event in events if name in event.get("facts", {})]
+    return found
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_the_log_ratios_of_the_first_step_are_zero(tiny: Tiny, root: Path, lora: Any) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("lora", [None, LORA, LORA.model_copy(update={"dora": True})], ids=["full", "lora", "dora"])
+def test_the_log_ratios_of_the_first_step_are_zero(tiny: Tiny, root: Path, lora: Any, layout: Any) -> None:
     # Dropout is no exception: the adapters' second factor is zero at the start, so what it drops is nothing.
+    lora = lora and lora.model_copy(update={"dropout": 0.0 if lora.dora else lora.dropout})
     events: list[dict[str, Any]] = []
-    preference.run(job(tiny, preference_settings(2, lora), root, "model"), events.append)
+    chosen = profile().model_copy(update={"layout": layout})
+    preference.run(
+        job(tiny, preference_settings(2, lora), root, "model", profile=chosen.model_dump_json()), events.append
+    )
     first, second = metrics(events)
     assert first["loss"] == pytest.approx(LN_2, abs=1e-5)
     assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
     assert second["loss"] != pytest.approx(LN_2, abs=1e-5)
-    (start,) = [event["facts"] for event in events if "log_ratio_at_start" in event.get("facts", {})]
-    assert 0 <= start["log_ratio_at_start"] < 1e-3
+    assert 0 <= facts(events, "log_ratio_at_start") < 1e-3
+    assert facts(events, "layout") == layout
+
+
+AT_START = {
+    "dpo": LN_2, "robust": LN_2, "hinge": 1.0, "ipo": 25.0, "dpop": LN_2, "apo_zero": 1.0, "apo_down": 1.0, "kto": 0.5,
+    "listwise": LN_2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, expected", AT_START.items())
+def test_the_first_loss_of_a_loss_with_a_reference_is_known(tiny: Tiny, root: Path, name: str, expected: float) -> None:
+    # All log-ratios and z are 0: sigmoid(0) = 1/2, hinge 1 - 0, ipo (0 - 1 / (2 * 0.1))^2 = 25, K = 2 for listwise.
+    events: list[dict[str, Any]] = []
+    preference.run(job(tiny, preference_settings(1, loss={"name": name}), root, "model"), events.append)
+    (first,) = metrics(events)
+    assert first["loss"] == pytest.approx(expected, abs=1e-4)
+    assert first["rewards/accuracies"] == 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "odpo"])
+def test_every_loss_trains_a_policy(tiny: Tiny, root: Path, name: str) -> None:
+    """Without clipping, a few steps on the same rows lower the loss that they are steps of."""
+    events: list[dict[str, Any]] = []
+    settings = preference_settings(
+        6, loss={"name": name}, batch=12, learning_rate=3e-3, schedule="constant", warmup=0.0
+    )
+    preference.run(job(tiny, settings, root, "model"), events.append)
+    found = [one["loss"] for one in metrics(events)]
+    assert found[-1] < found[0] and all(math.isfinite(value) for one in metrics(events) for value in one.values())
+    assert load_model(root / "model") is not None
+
+
+def test_graded_data_train_what_needs_scores_and_refuse_what_they_lack(tiny: Tiny, root: Path) -> None:
+    texts = ("fine", "bad", "no", "so so")
+    lines = [
+        {"prompt": f"What of {i}?", "completions": [{"text": f"{text} {i}", "score": s} for text, s in zip(texts, (3, 1, i % 3, 2), strict=False)]}
+        for i in range(6)
+    ]  # fmt: skip
+    given = job(tiny, preference_settings(2, loss={"name": "odpo"}), root, "model")
+    given["inputs"]["pairs"] = stored(root, "scores", lines)
+    events: list[dict[str, Any]] = []
+    preference.run(given, events.append)
+    assert facts(events, "completions") == 24 and facts(events, "pairs") > 24
+    refused = job(tiny, preference_settings(2, loss={"name": "odpo"}), root, "refused")
+    with pytest.raises(
+        Refused,
+        match=r"preference\.loss odpo: it needs a score for each completion, and record \w+ has a rank; use dpo",
+    ):
+        preference.run(refused, ignore)
+    refused["inputs"]["pairs"] = ratings_only(root)
+    for loss in ("dpo", "listwise"):
+        refused["settings"] = preference_settings(2, loss={"name": loss}).model_dump_json()
+        with pytest.raises(
+            Refused,
+            match=rf"preference\.loss {loss}: no row can be seen as .* with different grades; found 8 row\(s\) with label",
+        ):
+            preference.run(refused, ignore)
+    mixed = preference_settings(2, loss={"name": "kto"}, mix=({"coefficient": 1.0, "loss": {"name": "rrhf"}},))
+    refused["settings"] = mixed.model_dump_json()
+    with pytest.raises(Refused, match=r"preference\.loss rrhf: no row can be seen as rankings"):
+        preference.run(refused, ignore)
+    tied = [{"prompt": "q", "completions": [{"text": "a", "score": 1}, {"text": "b", "score": 1}]}]
+    refused["inputs"]["pairs"] = stored(root, "tied", tied)
+    refused["settings"] = preference_settings(2, loss={"name": "kto"}).model_dump_json()
+    with pytest.raises(
+        Refused, match=r"loss kto: no row can be seen as ratings: it takes a label, or .* 'desirable_from'"
+    ):
+        preference.run(refused, ignore)
+
+
+def test_no_row_left_after_the_cut_is_refused(tiny: Tiny, root: Path) -> None:
+    # 8 tokens: completions that share their first 6 are the same, however much the prompt gives way.
+    row = {"prompt": "Which?", "chosen": "zzzz zzzz zzzz yes", "rejected": "zzzz zzzz zzzz no"}
+    given = job(tiny, preference_settings(max_tokens=8), root, "model")
+    given["inputs"]["pairs"] = stored(root, "same", [row])
+    events: list[dict[str, Any]] = []
+    with pytest.raises(Refused, match=r"after cutting to max_tokens 8: 1 cut, 1 dropped"):
+        preference.run(given, events.append)
+    assert events[0]["facts"] == {
+        "preference_rows": 0,
+        "preference_truncated": 1,
+        "preference_dropped_after_truncation": 1,
+    }
 
 
 def test_reference_and_policy_are_scored_in_the_same_precision(
@@ -65,130 +647,102 @@ def test_reference_and_policy_are_scored_in_the_same_precision(
 ) -> None:
     """A reference scored in float32 for a policy that trains in bfloat16 starts with log-ratios of its rounding."""
     chosen = Profile(threads=1, dtype="bfloat16")
-    model = load_model(tiny.base)
-    totals = reference_totals(model, pairs, chosen, root / "reference.safetensors")
-    exact = reference_totals(model, pairs, profile(), root / "exact.safetensors")
-    assert float((totals - exact).abs().max()) > 1e-4
+    scorer = make_scorer(load_model(tiny.base), pairs, chosen, ignore)
+    caches = [Cache(root / "cache", ignore)]
+    totals = reference_totals(scorer, scorer, pairs, chosen, World(), caches, ignore)
+    exact = reference_totals(scorer, scorer, pairs, profile(), World(), [], ignore)
+    assert max(abs(totals[key] - exact[key]) for key in totals) > 1e-4
     events: list[dict[str, Any]] = []
-    objective = Preference(
-        preference_settings(1, batch=12), pairs, totals, (), plan(1, 12, 12, steps=1, epochs=None), chosen
-    )
-    train(model, objective, preference_settings(1, batch=12), chosen, 1, "x", root / "checkpoints", events.append)
+    settings = preference_settings(1, batch=12)
+    objective = Preference(settings, pairs, (), plan(1, 12, 12, steps=1, epochs=None), scorer, chosen, caches)
+    train(scorer, objective, settings, chosen, 1, "x", root / "checkpoints", events.append)
     (first,) = metrics(events)
     assert abs(first["rewards/chosen"]) < 1e-5 and abs(first["rewards/rejected"]) < 1e-5
 
 
-def test_a_reference_that_is_not_the_initial_policy_is_detected(
-    tiny: Tiny, root: Path, pairs: tuple[Encoded, ...]
-) -> None:
-    model = load_model(tiny.base)
-    totals = reference_totals(model, pairs, profile(), root / "reference.safetensors")
-    assert check_start(model, pairs, totals, profile()) <= 1e-3
+def test_a_reference_that_is_not_the_initial_policy_is_detected(tiny: Tiny, pairs: tuple[Encoded, ...]) -> None:
+    scorer = make_scorer(load_model(tiny.base), pairs, profile(), ignore)
+    totals = reference_totals(scorer, scorer, pairs, profile(), World(), [], ignore)
+    assert check_start(scorer, scorer, pairs, totals, profile(), World()) <= 1e-3
     with torch.no_grad():
-        model.model.norm.weight.mul_(1.01)
+        scorer.model.model.norm.weight.mul_(1.01)
     with pytest.raises(RuntimeError, match="the reference is not the initial policy"):
-        check_start(model, pairs, totals, profile())
-    with pytest.raises(RuntimeError, match="the reference is not the initial policy"):
-        check_start(load_model(tiny.base), pairs, totals * math.nan, profile())
+        check_start(scorer, scorer, pairs, totals, profile(), World())
+    with torch.no_grad():
+        scorer.model.model.norm.weight.div_(1.01)
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(RuntimeError, match="the reference is not the initial policy"):
+            check_start(scorer, scorer, pairs, dict.fromkeys(totals, wrong), profile(), World())
 
 
-def test_the_start_is_checked_in_evaluation_mode(tiny: Tiny, root: Path, pairs: tuple[Encoded, ...]) -> None:
+def test_the_start_is_checked_in_evaluation_mode(tiny: Tiny, pairs: tuple[Encoded, ...]) -> None:
     model = load_model(tiny.base)
-    totals = reference_totals(model, pairs, profile(), root / "reference.safetensors")
-    adapted = with_lora(model, LORA, 1).train()
+    scorer = make_scorer(model, pairs, profile(), ignore)
+    totals = reference_totals(scorer, scorer, pairs, profile(), World(), [], ignore)
+    adapted = with_lora(scorer.release(), LORA, 1).train()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_A" in name:
                 parameter.mul_(100)  # B is zero, so this says nothing yet
-    assert check_start(adapted, pairs, totals, profile()) <= 1e-3
-    assert not adapted.training
+    scorer = make_scorer(adapted, pairs, profile(), ignore).train()
+    assert check_start(scorer, scorer, pairs, totals, profile(), World()) <= 1e-3
+    assert adapted.training and scorer.training
 
 
-def test_the_reference_after_an_sft_with_lora_is_the_merged_warm_start(
-    tiny: Tiny, root: Path, pairs: tuple[Encoded, ...]
-) -> None:
-    sft.run(job(tiny, sft_settings(5, LORA), root, "warm"), lambda event: None)
-    given = job(tiny, preference_settings(1, LORA), root, "policy")
-    given["inputs"] = {**given["inputs"], "model": str(root / "warm")}
-    events: list[dict[str, Any]] = []
-    preference.run(given, events.append)
-    used = load_file(root / "checkpoints-policy" / "reference.safetensors")["totals"]
-
-    def totals(folder: Path) -> torch.Tensor:
-        scored = score_pairs(load_model(folder), pairs, profile())
-        return torch.stack([scored["chosen"][0], scored["rejected"][0]], dim=1)
-
-    assert torch.equal(used, totals(root / "warm"))
-    assert float((used - totals(tiny.base)).abs().min()) > 0.01  # the SFT has moved every pair
-    assert metrics(events)[0]["loss"] == pytest.approx(LN_2, abs=1e-5)
+def test_two_micro_batches_more_or_less_change_no_reference(tiny: Tiny, pairs: tuple[Encoded, ...]) -> None:
+    scorer = make_scorer(load_model(tiny.base), pairs, profile(), ignore)
+    whole = torch.cat(score_rows(scorer, scorer, pairs, profile(), World(), 4096))
+    for budget in (64, 150):
+        assert torch.allclose(
+            torch.cat(score_rows(scorer, scorer, pairs, profile(), World(), budget)), whole, atol=1e-4
+        )
+    for size in (2, 5, 40):
+        for found in naive.together(size, lambda world: score_rows(scorer, scorer, pairs, profile(), world, 100)):
+            assert torch.allclose(torch.cat(found), whole, atol=1e-4)
 
 
-def test_the_reference_is_scored_once_and_read_again(tiny: Tiny, root: Path, pairs: tuple[Encoded, ...]) -> None:
-    model = load_model(tiny.base)
-    first = reference_totals(model, pairs, profile(), root / "cache" / "reference.safetensors")
-    with torch.no_grad():
-        model.model.norm.weight.mul_(2)
-    assert torch.equal(reference_totals(model, pairs, profile(), root / "cache" / "reference.safetensors"), first)
-    assert [path.name for path in (root / "cache").iterdir()] == ["reference.safetensors"]
+def test_a_row_that_is_given_twice_is_scored_twice(tiny: Tiny, pairs: tuple[Encoded, ...]) -> None:
+    scorer = make_scorer(load_model(tiny.base), pairs, profile(), ignore)
+    one, again, other = score_rows(scorer, scorer, [pairs[0], pairs[0], pairs[1]], profile(), World())
+    assert torch.equal(one, again) and float(one.abs().min()) > 1 and not torch.equal(one, other)
+    assert score_rows(scorer, scorer, [], profile(), World()) == []
 
 
-# ------------------------------------------------------------------------------------------------ replay and SFT term
-
-
-@torch.no_grad()
-def test_replayed_rows_and_the_sft_term_enter_the_loss_with_their_weights(
-    tiny: Tiny, root: Path, pairs: tuple[Encoded, ...]
-) -> None:
-    replay = encode_examples(Encoder(load_tokenizer(tiny.base), 64), sft.load_examples(tiny.examples)).rows
-    model = load_model(tiny.base).eval()
-    totals = reference_totals(model, pairs, profile(), root / "reference.safetensors")
-    order = plan(1, len(pairs), 4, steps=2, epochs=None)
-
-    def loss(**weights: Any) -> tuple[float, dict[str, float]]:
-        objective = Preference(preference_settings(batch=4, **weights), pairs, totals, replay, order, profile())
-        parts = list(objective.parts(model, 1))
-        sums: dict[str, float] = {}
-        for part in parts:
-            for key, value in part.sums.items():
-                sums[key] = sums.get(key, 0.0) + value
-        return sum(float(part.loss) for part in parts), sums
-
-    plain, _ = loss()
-    assert plain == pytest.approx(LN_2, abs=1e-5)
-    with_replay, sums = loss(replay=3, replay_weight=0.4)
-    assert with_replay == pytest.approx(LN_2 + 0.4 * sums["replay_nll"], abs=1e-4)
-    # The model is nearly uniform over its vocabulary: about ln(vocabulary) nats a token, whatever the rows.
-    assert sums["replay_nll"] == pytest.approx(math.log(model.config.vocab_size), abs=0.2)
-    with_term, sums = loss(sft_weight=0.7)
-    assert with_term == pytest.approx(LN_2 + 0.7 * sums["nll/chosen"], abs=1e-4)
-    assert "replay_nll" not in sums
+# ------------------------------------------------------------------------------------------------ replay
 
 
 def test_replayed_rows_are_named_among_the_records_of_a_step(tiny: Tiny, pairs: tuple[Encoded, ...]) -> None:
     replay = encode_examples(Encoder(load_tokenizer(tiny.base), 64), sft.load_examples(tiny.examples)).rows
-    order = plan(1, 12, 4, steps=2, epochs=None)
-    objective = Preference(preference_settings(batch=4, replay=3), pairs, torch.zeros(12, 2), replay, order, profile())
+    scorer = make_scorer(load_model(tiny.base), pairs, profile(), ignore)
+    settings = preference_settings(2, batch=4, replay=3)
+    objective = objective_of(settings, scorer, {}, pairs, replay=replay)
     names = objective.records(0)
-    assert names[:4] == [pairs[i].record_id for i in order.indices(0)]
+    assert names[:4] == [pairs[i].record_id for i in objective.order.indices(0)]
     assert len(names) == 7 and set(names[4:]) <= {row.record_id for row in replay}
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+def test_replay_has_an_order_of_its_own(tiny: Tiny, pairs: tuple[Encoded, ...]) -> None:
+    """The warm start saw the same rows in the order of the same seed."""
+    replay = encode_examples(Encoder(load_tokenizer(tiny.base), 64), sft.load_examples(tiny.examples)).rows
+    scorer = make_scorer(load_model(tiny.base), pairs, profile(), ignore)
+    objective = objective_of(preference_settings(3, batch=4, replay=4), scorer, {}, pairs, replay=replay)
+    before = plan(1, len(replay), 4, steps=3, epochs=None)
+    seen = [[row.record_id for row in objective._replayed(step)] for step in range(3)]
+    assert seen != [[replay[i].record_id for i in before.indices(step)] for step in range(3)]
+    assert len({name for names in seen for name in names}) == 12  # each once before any comes again
 
 
-def test_no_pair_left_after_the_cut_is_refused(tiny: Tiny, root: Path) -> None:
-    # 8 tokens: completions that share their first 8 are the same, however much the prompt gives way.
-    row = {"prompt": "Which?", "chosen": "zzzz zzzz zzzz yes", "rejected": "zzzz zzzz zzzz no"}
-    (root / "same.jsonl").write_text(json.dumps(row))
-    write_snapshot([Source(path="same.jsonl")], root, root / "same")
-    (stored,) = read_snapshot(root / "same")
-    write_selection([Selected("same", 0, stored.id, "train")], root / "same.parquet")
-    given = job(tiny, preference_settings(max_tokens=8), root, "model")
-    given["inputs"]["pairs"] = {"parts": {"same": str(root / "same")}, "selection": str(root / "same.parquet")}
-    events: list[dict[str, Any]] = []
-    with pytest.raises(Refused, match="no pair is left after cutting to max_tokens 8; raise max_tokens"):
-        preference.run(given, events.append)
-    assert events[0]["facts"] == {"pairs_rows": 0, "pairs_truncated": 1, "pairs_dropped_after_truncation": 1}
+def test_replayed_rows_choose_the_layout_too(tiny: Tiny, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be longer than any preference, and show a window that those do not reach."""
+    given: list[Sequence[Encoded]] = []
+
+    def seen(model: Any, rows: Sequence[Encoded], *other: Any) -> Scorer:
+        given.append(rows)
+        return make_scorer(model, rows, *other)
+
+    monkeypatch.setattr(preference, "make_scorer", seen)
+    preference.run(job(tiny, preference_settings(1, replay=2), root, "model"), ignore)
+    assert len(given[0]) == 24
 
 
 def test_lora_targets_that_the_model_lacks_are_refused(tiny: Tiny) -> None:
@@ -199,23 +753,47 @@ def test_lora_targets_that_the_model_lacks_are_refused(tiny: Tiny) -> None:
 # ------------------------------------------------------------------------------------------------ held-out pairs
 
 
-def test_held_out_pairs_are_scored_under_every_model_in_stored_order(tiny: Tiny, root: Path) -> None:
-    kept = read_selection(Path(tiny.pairs["selection"]))
-    held = [Selected(item.part, item.row, item.id, "holdout") for item in kept[:5]]
-    write_selection([*held, *kept[5:]], root / "selection.parquet")
+def held_out(root: Path, tiny: Tiny, data: dict[str, Any], count: int) -> tuple[dict[str, Any], list[Selected]]:
+    kept = read_selection(Path(data["selection"]))
+    held = [Selected(item.part, item.row, item.id, "holdout") for item in kept[:count]]
+    write_selection([*held, *kept[count:]], root / "selection.parquet")
     given: dict[str, Any] = {
         "profile": profile().model_dump_json(),
         "max_tokens": 64,
-        "inputs": {
-            "models": {"base": str(tiny.base)},
-            "pairs": {**tiny.pairs, "selection": str(root / "selection.parquet")},
-        },
+        "inputs": {"models": {"base": str(tiny.base)}, "pairs": {**data, "selection": str(root / "selection.parquet")}},
         "outputs": {"base": str(root / "scored")},
     }
-    holdout.run(given, lambda event: None)
+    return given, held
+
+
+def test_held_out_pairs_are_scored_under_every_model_in_stored_order(tiny: Tiny, root: Path) -> None:
+    given, held = held_out(root, tiny, tiny.pairs, 5)
+    holdout.run(given, ignore)
     lines = [json.loads(line) for line in (root / "scored" / "logps.jsonl").read_text().splitlines()]
     assert [line["record"] for line in lines] == [item.id for item in held]
-    rows = encode_pairs(Encoder(load_tokenizer(tiny.base), 64), pairs_of(given["inputs"]["pairs"], "holdout")).rows
-    scored = score_pairs(load_model(tiny.base), rows, profile(100_000))
-    assert [line["chosen"] for line in lines] == pytest.approx(scored["chosen"][0].tolist(), abs=1e-4)
+    records = load_split(given["inputs"]["pairs"], "holdout")
+    rows = encode_preferences(preference_settings(), records, load_tokenizer(tiny.base), ignore).rows
+    scored = naive.scored(load_model(tiny.base), rows)
+    assert [line["chosen"] for line in lines] == pytest.approx([float(t[0]) for t in scored], abs=2e-4)
+    assert [line["rejected"] for line in lines] == pytest.approx([float(t[1]) for t in scored], abs=2e-4)
     assert [line["rejected_length"] for line in lines] == [len(row.completions[1]) for row in rows]
+
+
+def test_a_held_out_prompt_with_several_completions_gives_a_line_per_pair(tiny: Tiny, root: Path) -> None:
+    # Scores 2, 0, 2, 1: 0 > 3 > 1 and 2 > 3 > 1, that is 5 pairs, best first.
+    answers = [{"text": text, "score": score} for text, score in (("red", 2), ("green", 0), ("blue", 2), ("gold", 1))]
+    data = stored(root, "graded", [{"prompt": "Which?", "completions": answers}])
+    given, _ = held_out(root, tiny, data, 1)
+    holdout.run(given, ignore)
+    lines = [json.loads(line) for line in (root / "scored" / "logps.jsonl").read_text().splitlines()]
+    (row,) = encode_preferences(preference_settings(), load_split(given["inputs"]["pairs"], "holdout"), load_tokenizer(tiny.base), ignore).rows  # fmt: skip
+    (totals,) = naive.scored(load_model(tiny.base), [row])
+    expected = [(0, 3), (0, 1), (2, 3), (2, 1), (3, 1)]
+    assert [line["chosen"] for line in lines] == pytest.approx([float(totals[i]) for i, _ in expected], abs=2e-4)
+    assert [line["rejected"] for line in lines] == pytest.approx([float(totals[j]) for _, j in expected], abs=2e-4)
+
+
+def test_held_out_rows_without_a_pair_give_an_empty_file(tiny: Tiny, root: Path) -> None:
+    given, _ = held_out(root, tiny, ratings_only(root), 3)
+    holdout.run(given, ignore)
+    assert (root / "scored" / "logps.jsonl").read_bytes() == b""
