@@ -4,7 +4,7 @@ Nothing is written into the workspace, which need not exist; neither Prefect, ML
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,6 +22,7 @@ from tasks.lineage.store import Artifact, Store
 from tasks.models import base_step, preference_step, warm_start_step
 from tasks.preflight import preflight
 from tasks.promotion import Rival, gate_step
+from tasks.refusals import refusal, training_records
 from tasks.run import Context
 from tasks.workspace import Workspace
 from training.digest import Digest
@@ -80,11 +81,16 @@ def check(experiment: str, profile: str | None = None) -> dict[str, Any]:
         seen = None
         if all((loaded.root / s.path).is_file() for sources in parts_of(e.data).values() for s in sources):
             seen = look_at_data(look, e, Path(temporary), problems)
+        if seen is not None and not problems:
+            losses_that_refuse(look, e, seen, problems)
         if problems or seen is None:
             raise Refused("\n".join(problems))
-        plan = plan_steps(look, e, seen)
+        found: dict[str, StepResult] = {}
+        plan = plan_steps(look, e, seen, found)
         due = {entry["step"] for entry in plan if entry["state"] != CACHED}
-        costs = estimates(look, e, seen, due)
+        warm_start = found["warm_start"]["model"].digest if "warm_start" in found else None
+        costs = estimates(look, e, seen, due, warm_start)
+        compared = plan_comparison(look, e, seen, warm_start)
     return {
         "experiment": e.name,
         "digest": str(e.digest),
@@ -92,6 +98,7 @@ def check(experiment: str, profile: str | None = None) -> dict[str, Any]:
         "workspace": str(look.workspace.home),
         "data": {name: seen.report["parts"][name] for name in parts_of(e.data)},
         "plan": plan,
+        "compare": compared,
         "estimates": costs,
         "warnings": [*seen.report["warnings"], *look.warnings],
     }
@@ -108,6 +115,15 @@ class Seen:
     recorded: Mapping[str, StepResult | None]
     validation: StepResult | None
     report: Mapping[str, Any]
+
+    def training_records(self) -> Iterable[Any]:
+        """What training sees; before validation is recorded, all readable records of the preferences."""
+        if self.validation is not None:
+            return training_records(Data(self.snapshots, self.validation))
+        from training.data.snapshot import read_snapshot
+
+        rows = read_snapshot(self.snapshots.parts["preferences"].path, ("id", "payload", "reason"))
+        return (row.record for row in rows if row.reason is None)
 
     def sample(self, part: str) -> list[Any]:
         """Some hundred readable records of a part, from its first rows."""
@@ -150,18 +166,35 @@ def look_at_data(look: Looking, e: Experiment, temporary: Path, problems: list[s
     return Seen(Snapshots(parts, roots, ()), recorded, validation, report)
 
 
+def losses_that_refuse(look: Looking, e: Experiment, seen: Seen, problems: list[str]) -> None:
+    """Ask every loss whether these data will do: a problem where a run would refuse, a warning for a candidate of
+    ``compare``, and where it depends on one row whether the data have scores and validation may yet put it aside."""
+    why = refusal(e.preference, seen.training_records())
+    if why and (seen.validation or not any(term.loss.needs_scores for term in e.preference.terms)):
+        problems.append(f"preference.loss {e.preference.loss.name}: {why}")
+    elif why:
+        look.warn(f"preference.loss {e.preference.loss.name} may be refused: {why}")
+    for candidate in e.compare:
+        why = refusal(candidate.settings, seen.training_records())
+        if why:
+            look.warn(f"compare: {candidate.name} would be left out: {why}")
+
+
 # ------------------------------------------------------------------------------------------------ plan
 
 
-def plan_steps(look: Looking, e: Experiment, seen: Seen) -> list[dict[str, str]]:
-    """Each step and whether its result is there. Behind the first one that has to run the inputs are not known."""
+def plan_steps(look: Looking, e: Experiment, seen: Seen, found: dict[str, StepResult]) -> list[dict[str, str]]:
+    """Each step and whether its result is there. Behind the first one that has to run the inputs are not known.
+
+    ``found`` collects the models that are there, by label.
+    """
     plan: list[dict[str, str]] = []
 
     def state(name: str, done: object, known: bool = True, note: str = "") -> None:
         """``known``: whether the inputs are, so that the step was looked up; else an earlier one is stale."""
         earlier = look.manifests("gate" if name in ("register", "promote") else name)
-        found = CACHED if done else RUNS if known or not earlier else CHANGED
-        plan.append({"step": name, "state": found} | ({"note": note} if note else {}))
+        word = CACHED if done else RUNS if known or not earlier else CHANGED
+        plan.append({"step": name, "state": word} | ({"note": note} if note else {}))
 
     for name, done in seen.recorded.items():
         state(f"snapshot-{name}", done)
@@ -184,7 +217,8 @@ def plan_steps(look: Looking, e: Experiment, seen: Seen) -> list[dict[str, str]]
     state("preference", policy, warm is not None)
 
     models = {"base": base, "warm_start": warm, "policy": policy}
-    digests = {label: made["model"].digest for label, made in models.items() if made}
+    found |= {label: made for label, made in models.items() if made}
+    digests = {label: made["model"].digest for label, made in found.items()}
     asked = questions(look, e.benchmarks, digests, data, e.preference.max_tokens) if data else ()
     answers = {question.key: done["result"] for question in asked if (done := look.find(question.step))}
     whole = len(models) * (len(e.benchmarks.names) + 2)
@@ -198,6 +232,19 @@ def plan_steps(look: Looking, e: Experiment, seen: Seen) -> list[dict[str, str]]
     for name in ("gate", "register", "promote"):
         note = "while the champion stays the same" if judged else ""
         state(name, judged, len(answers) == whole and name == "gate", note)
+    return plan
+
+
+def plan_comparison(look: Looking, e: Experiment, seen: Seen, warm_start: Digest | None) -> list[dict[str, str]]:
+    """Each candidate of the ``compare`` list and whether ``alignmill compare`` would find it trained."""
+    plan = []
+    data = Data(seen.snapshots, seen.validation) if seen.validation else None
+    for candidate in e.compare:
+        done = None
+        if data and warm_start:
+            inputs = data.pair_inputs(), data.example_inputs()
+            done = look.find(preference_step(look, candidate.settings, warm_start, *inputs))
+        plan.append({"candidate": candidate.name, "state": CACHED if done else RUNS})
     return plan
 
 
@@ -250,6 +297,9 @@ def show(value: dict[str, Any]) -> None:
     for entry in value["plan"]:
         note = f"  ({entry['note']})" if "note" in entry else ""
         print(f"  {entry['step']:<{width}}{entry['state']}{note}")
+    if value["compare"]:
+        told = ", ".join(f"{entry['candidate']} {entry['state']}" for entry in value["compare"])
+        print(f"  alignmill compare: {told}")
     if value["estimates"]:
         _show_estimates(value["estimates"])
     for warning in value["warnings"]:
@@ -262,9 +312,11 @@ def _show_estimates(costs: dict[str, Any]) -> None:
         trained = (
             f", {cost['trained_parameters']:,} trained" if cost["trained_parameters"] != costs["parameters"] else ""
         )
+        more = cost["tokens_per_step"] - cost["unique_tokens_per_step"]
+        repeated = f" ({more:,} of them repeated or padding)" if more else ""
         print(
-            f"  {name}: {cost['steps']:,} steps of {cost['batch']} rows, about {cost['tokens_per_step']:,} padded "
-            f"tokens each{trained}; {gib(cost['memory'])} of memory; {duration(cost['seconds'])} by {cost['from']}"
+            f"  {name}: {cost['steps']:,} steps of {cost['batch']} rows, about {cost['tokens_per_step']:,} tokens each"
+            f"{repeated}{trained}; {gib(cost['memory'])} of memory; {duration(cost['seconds'])} by {cost['from']}"
         )
     print(f"  disk: {gib(costs['disk']['bytes'])} more; {gib(costs['disk']['free'])} are free")
     spent = ", ".join(f"{name} {duration(value)}" for name, value in costs["seconds"].items() if name != "total")

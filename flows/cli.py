@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Libraries print what they like: standard output is kept for the result.
         with contextlib.redirect_stdout(sys.stderr):
-            value, show = options.call(options)
+            value, show, *code = options.call(options)
     except KeyboardInterrupt:
         return _fail(
             options, "stopped by the keyboard; what was finished is kept: run again and it goes on from there", 1
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(value))
     else:
         show()
-    return 0
+    return code[0] if code else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,7 +69,14 @@ def _parser() -> argparse.ArgumentParser:
         f"alignmill check {example}",
     )
     run = command("run", _run, "the whole DAG, now", f"alignmill run {example}")
-    for sub in (check, run):
+    compare = command(
+        "compare",
+        _compare,
+        "the losses of the experiment's compare list, from one warm start: one table",
+        f"alignmill compare {example} --losses dpo,ipo",
+    )
+    compare.add_argument("--losses", metavar="LABELS", help="some of the list, by label, with commas (default: all)")
+    for sub in (check, run, compare):
         sub.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file (YAML)")
         sub.add_argument(
             "--profile", metavar="NAME", help="a profile file, or the name of a shipped one (default: laptop)"
@@ -102,6 +109,14 @@ def _run(options: argparse.Namespace) -> tuple[Any, Callable[[], None]]:
 
     value = launch(options.experiment, options.profile)
     return value, lambda: show(value)
+
+
+def _compare(options: argparse.Namespace) -> tuple[Any, Callable[[], None], int]:
+    from flows.launch import launch_comparison, show_comparison
+
+    labels = None if options.losses is None else [label.strip() for label in options.losses.split(",")]
+    value = launch_comparison(options.experiment, labels, options.profile)
+    return value, lambda: show_comparison(value), 1 if value["failed"] else 0
 
 
 def _status(options: argparse.Namespace) -> tuple[Any, Callable[[], None]]:

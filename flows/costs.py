@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.catalogue import find_benchmark
 from flows.experiment import Experiment
-from tasks import estimate
+from tasks import estimate, shapes
 from tasks.benchmarks import include_folder
-from training.data.records import pairs, sft
+from tasks.models import reference_cache
+from training.data.records import graded, pairs, sft
+from training.digest import Digest
 from training.models import local_folder
-from training.settings import Optimiser
+from training.settings import Optimiser, PreferenceSettings
 
 if TYPE_CHECKING:
     from flows.check import Looking, Seen
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
 SETUP = 8.0  # seconds: Prefect's server and MLflow's database
 
 
-def estimates(look: "Looking", e: Experiment, seen: "Seen", due: Set[str]) -> dict[str, Any]:
+def estimates(
+    look: "Looking", e: Experiment, seen: "Seen", due: Set[str], warm_start: Digest | None = None
+) -> dict[str, Any]:
     """Parameters (exact); tokens, memory, disk and seconds (estimates). What they warn of goes to ``look``.
 
-    ``due`` names the steps that will run; the others cost nothing.
+    ``due`` names the steps that will run; the others cost nothing. ``warm_start``: its weights, where they are known.
     """
     folder = None if e.model.new else local_folder(e.model, look.root)
     if e.model.new is None and folder is None:
@@ -32,25 +36,25 @@ def estimates(look: "Looking", e: Experiment, seen: "Seen", due: Set[str]) -> di
     part, profile = "sft" if "sft" in seen.snapshots.parts else "preferences", look.profile
     preferences, examples = seen.sample("preferences"), seen.sample(part)
     best = [(record.prompt, [sft(record).completion]) for record in examples if record.completions]
-    both = [(r.prompt, [c.text for c in r.completions]) for r in preferences if pairs(r)]
+    all_graded = [(r.prompt, [c.text for c, _ in graded(r)[1]]) for r in preferences if pairs(r)]
     texts = [text for prompt, completions in best for text in (*(m.content for m in prompt), *completions)]
     count = estimate.token_counter(texts, e.model.new.vocabulary if e.model.new else 0, folder)
     each = 2 if e.model.new else 5
-    shape = estimate.new_shape(e.model.new) if e.model.new else estimate.folder_shape(folder or look.root)
+    shape = shapes.new_shape(e.model.new) if e.model.new else shapes.folder_shape(folder or look.root)
     speed = None
     if profile.device == "cpu":
-        speed = estimate.calibrate() * min(profile.threads, os.cpu_count() or 1)
+        speed = estimate.calibrate() * min(profile.threads * profile.processes, os.cpu_count() or 1)
     counts = seen.report["parts"]
-    rows = {
-        "sft": counts[part]["kept" if part == "sft" else "kept_train"],
-        "preference": counts["preferences"]["pairs_train"],
-    }
+    kept = counts[part]["kept" if part == "sft" else "kept_train"], counts["preferences"]["kept_train"]
+    rows = [[estimate.row_of(count, p, c, each) for p, c in found] for found in (best, all_graded)]
+    passes = estimate.Passes(), _passes(look, e.preference, warm_start)
     costs: dict[str, Any] = {}
-    for name, settings, found in (("sft", e.sft, best), ("preference", e.preference, both)):
-        if settings is None or not found:
+    for name, settings, number, sample, extra in zip(
+        ("sft", "preference"), (e.sft, e.preference), kept, rows, passes, strict=True
+    ):
+        if settings is None or not sample:
             continue
-        lengths = [estimate.row_tokens(count, prompt, completions, each) for prompt, completions in found]
-        cost = estimate.training_cost(settings, rows[name], lengths, 1 + (name == "preference"), shape, profile, speed)
+        cost = estimate.training_cost(settings, number, sample, shape, profile, speed, extra, rows[0])
         done = _recorded(look, name, cost["visits"] * shape.parameters, _work)
         cost |= {"seconds": done, "from": "an earlier run"} if done else {"from": "this machine's speed"}
         costs[name] = cost
@@ -81,6 +85,31 @@ def estimates(look: "Looking", e: Experiment, seen: "Seen", due: Set[str]) -> di
     }
 
 
+def _passes(look: "Looking", settings: PreferenceSettings, warm_start: Digest | None) -> estimate.Passes:
+    """What is computed without a gradient. The reference is known where an earlier step of this workspace needed it."""
+    losses = [term.loss for term in settings.terms]
+    needed = any(loss.needs_reference for loss in losses)
+    return estimate.Passes(
+        needed and not _reference_known(look, settings, warm_start), any(loss.needs_baseline for loss in losses)
+    )
+
+
+def _reference_known(look: "Looking", settings: PreferenceSettings, warm_start: Digest | None) -> bool:
+    if warm_start is None or not reference_cache(look).is_dir():
+        return False
+    for path in look.manifests("preference"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            manifest = json.loads(path.read_bytes())
+            record, told = manifest["record"], manifest["timing"]["extra"]
+            same = record["inputs"]["model"] == str(warm_start) and all(
+                record["environment"][key] == look.compute[key] for key in ("device", "dtype", "layout")
+            )
+            same = same and record["settings"]["max_tokens"] == settings.max_tokens
+            if same and told.get("reference_computed", 0) + told.get("reference_cached", 0):
+                return True
+    return False
+
+
 def _warn_of_training(look: "Looking", name: str, settings: Optimiser, cost: dict[str, Any], shape: Any) -> None:
     if cost["cut"] > 0.05:
         look.warn(
@@ -88,22 +117,24 @@ def _warn_of_training(look: "Looking", name: str, settings: Optimiser, cost: dic
         )
     if shape.context and settings.max_tokens > shape.context:
         look.warn(f"{name}.max_tokens ({settings.max_tokens}) is beyond the model's context of {shape.context} tokens")
-    limit = 60 * getattr(look.profile.minutes, name)
+    profile = look.profile
+    limit = 60 * getattr(profile.minutes, name)
     if cost["seconds"] is not None and cost["seconds"] > limit:
         look.warn(f"{name}: estimate {duration(cost['seconds'])}; the profile stops it after {duration(limit)}")
     with suppress(ValueError, OSError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if look.profile.device == "cpu" and cost["memory"] > memory:
+        needed = cost["memory"] * profile.processes
+        if profile.device == "cpu" and needed > memory:
             look.warn(
-                f"{name}: estimate {gib(cost['memory'])} of memory, this machine has {gib(memory)}; lower the "
-                "profile's token_budget, or train LoRA adapters"
+                f"{name}: estimate {gib(needed)} of memory, this machine has {gib(memory)}; lower the profile's "
+                "token_budget, or train LoRA adapters"
             )
 
 
 def _work(record: Mapping[str, Any], name: str) -> float:
     """Row visits times parameters of a recorded training step."""
     facts, settings = record["facts"], record["settings"]
-    rows = facts["sft_rows" if name == "sft" else "pairs_rows"]
+    rows = facts["sft_rows" if name == "sft" else "preference_rows"]
     visits = settings["steps"] * settings["batch"] if settings["steps"] else rows * settings["epochs"]
     return float(visits * facts["parameters"])
 

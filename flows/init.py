@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import yaml
 
 from flows.experiment import load_experiment
-from tasks.estimate import folder_shape, percentile, row_tokens, token_counter
+from tasks.estimate import percentile, row_of, token_counter
 from tasks.preflight import preflight
-from training.data.records import Record, pairs
+from tasks.shapes import folder_shape
+from training.data.records import Record, graded, pairs
 from training.data.sources import read
 from training.data.split import digest_in_holdout, prompt_digest
 from training.models import check_local
@@ -187,14 +189,21 @@ sft:  # the warm start; leave the section out where the model already answers we
   max_tokens: $tokens  # $inside of the rows fit; longer ones are cut
 $lora
 preference:
-  loss: {name: dpo, beta: 0.1}  # a smaller beta lets the policy go further away from the warm start
+  loss: $loss
+  # or one of: $others
   $length
-  batch: $batch  # pairs a step
+  batch: $batch  # prompts a step, each with all its completions
   learning_rate: $rate  # well below that of SFT
   sft_weight: 1.0  # adds the chosen completion's likelihood, against collapse (RPO's alpha)
   replay: $replay  # SFT rows beside the pairs of every step, against forgetting
   max_tokens: $tokens  # as above
 $lora
+# compare:  # for 'alignmill compare FILE': complete settings per loss, trained from one warm start, in one table
+#   - {loss: $plain, sft_weight: 1.0,
+#      $same}
+#   - {loss: $another, sft_weight: 1.0,
+#      $same}
+
 benchmarks:  # besides held-out pairs and generations, which are always judged
   names: []  # lm-evaluation-harness benchmarks, such as [blimp_causative, arc_easy]
   # include: benchmarks  # a folder with benchmark YAML files of your own
@@ -213,6 +222,27 @@ gate:  # every rule must pass before a version becomes champion
 registry:
   model: $name  # the registered model that gets a version per run
 """)
+# By what the data grade with: the loss to begin with (and its comment), others that fit, and one to compare it with.
+_LOSSES = {
+    "rank": (
+        "{name: dpo, beta: 0.1}",
+        "a smaller beta lets the policy go further away from the warm start",
+        "ipo, hinge, robust (wrong labels), dpop, apo_zero; without a reference simpo, cpo, orpo",
+        "{name: ipo, tau: 0.5}",
+    ),
+    "score": (
+        "{name: dpo, beta: 0.1}",
+        "over all pairs of better and worse completions of a prompt, which weigh one together",
+        "odpo (counts by how much one is better), listwise or rrhf (the whole ranking), ipo, orpo",
+        "{name: listwise, beta: 0.1}",
+    ),
+    "label": (
+        "{name: kto, beta: 0.1}",
+        "judges each completion by its own label; lambda_desirable weighs the good ones",
+        "dpo, ipo, orpo (for prompts that have a good and a bad completion)",
+        "{name: dpo, beta: 0.1}",
+    ),
+}
 _NEW = """\
   new:  # a small model made from the seed; or 'base: FOLDER' in its place
     layers: {layers}
@@ -235,17 +265,22 @@ def _text(name: str, look: Look, data: str, folder: Path | None, base: str | Non
     texts = [t for r in sample for t in (*(m.content for m in r.prompt), r.completions[0].text)]
     vocabulary = 1024 if sum(map(len, texts)) < 100_000 else 2048
     count = token_counter(texts, vocabulary, folder)
-    lengths = [row_tokens(count, r.prompt, (c.text for c in r.completions), 2 if folder is None else 5) for r in sample]
+    each = 2 if folder is None else 5
+    lengths = [row_of(count, r.prompt, (c.text for c in r.completions), each).longest for r in sample]
     usual = percentile(lengths, 0.95)
     limit = 512 if folder is None else min(1024, folder_shape(folder).context or 1024)
     tokens = 2 ** min(int(math.log2(limit)), max(5, math.ceil(math.log2(usual))))
-    learnt = sum(len(pairs(record)) for record in train)
+    learnt = len(train)
     batch = next(size for size in (16, 8, 4, 2, 1) if size == 1 or learnt >= 10 * size)
     rows = 2 * batch if tokens <= 128 else batch
     if look.whole and learnt <= _PREFERENCE_STEPS * batch:
-        length = "epochs: 1  # each pair once (or give 'steps' in its place)"
+        duration, note = "epochs: 1", "each prompt once (or give 'steps' in its place)"
     else:
-        length = f"steps: {_PREFERENCE_STEPS}  # of {batch} pairs; 'epochs: 1' in its place takes every pair once"
+        duration = f"steps: {_PREFERENCE_STEPS}"
+        note = f"of {batch} prompts; 'epochs: 1' in its place takes every prompt once"
+    kinds = Counter(graded(record)[0] for record in useful)
+    loss, why, others, another = _LOSSES[kinds.most_common(1)[0][0]]
+    rate, replay = ("2e-4", 4) if base is None else ("1e-6", 0)
     new = NewModel(vocabulary=vocabulary, context=max(256, 2 * tokens))
     text = _FILE.substitute(
         seen="all" if look.whole else "the first",
@@ -263,10 +298,15 @@ def _text(name: str, look: Look, data: str, folder: Path | None, base: str | Non
         tokens=tokens,
         inside=f"{sum(size <= tokens for size in lengths) / len(lengths):.0%}",
         lora="" if base is None else _LORA,
-        length=length,
+        loss=f"{loss}  # {why}",
+        others=others,
+        length=f"{duration}  # {note}",
         batch=batch,
-        rate="2e-4" if base is None else "1e-6",
-        replay=4 if base is None else 0,
+        rate=rate,
+        plain=loss,
+        another=another,
+        same=f"{duration}, batch: {batch}, learning_rate: {rate}, replay: {replay}, max_tokens: {tokens}",
+        replay=replay,
         generated=min(128, tokens // 2),
     )
     return "".join(_aligned(line) for line in text.splitlines(keepends=True))

@@ -2,13 +2,17 @@
 
 The named module's ``run(job, log)`` does the work; ``log`` appends one JSON object per line to ``events.jsonl``. The
 child ends by itself when its parent is gone (standard input closes), so that a killed run leaves no orphan writing.
-Exit codes: 0 done, 2 refused, 28 (ENOSPC) disk full, 1 any other fault; the last event says why.
+Exit codes: 0 done, 2 refused, 28 (ENOSPC) disk full, 75 start again, 1 any other fault; the last event says why.
+
+A job that says ``processes: 2`` or more and was not started by one who has given out ranks (``RANK`` in the environment,
+as ``accelerate launch`` does) starts them itself. Only rank 0 logs; each tells of its own fault.
 """
 
 import errno
 import importlib
 import json
 import os
+import stat
 import sys
 import threading
 import time
@@ -16,14 +20,23 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tasks import ranks
+
 
 def main(module: str, path: str) -> int:
     job = json.loads(Path(path).read_bytes())
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=end_with_parent, daemon=True).start()
+    if job.get("processes", 1) > 1 and "RANK" not in os.environ:
+        return ranks.launch(module, path, job["processes"])
+    main_process = os.environ.get("RANK", "0") == "0"
     events = os.open(job["events"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    _end_torn_line(Path(job["events"]), events)
+    if main_process:
+        _end_torn_line(Path(job["events"]), events)
 
     def log(event: dict[str, Any]) -> None:
+        if not main_process and event["type"] != "error":
+            return
         # One write per line: after a kill the file ends with a whole line or with one torn line, which readers skip.
         os.write(events, json.dumps({**event, "time": time.time()}).encode() + b"\n")
 
@@ -42,9 +55,10 @@ def _failed(error: Exception, log: Any) -> int:
     code: int = getattr(error, "exit_code", 1)
     if "No space left on device" in str(error):  # libraries wrap it in types of their own
         return errno.ENOSPC
-    if code == 1:
+    if code not in (2, ranks.AGAIN):
         traceback.print_exc()
-    log({"type": "error", "message": str(error) if code == 2 else f"{type(error).__name__}: {error}"})
+    message = str(error) if code in (2, ranks.AGAIN) else f"{type(error).__name__}: {error}"
+    log({"type": "error", "message": message, "code": code})
     return code
 
 

@@ -67,13 +67,29 @@ class Console:
 
 
 def table(headings: list[str], rows: list[list[str]]) -> None:
-    """Print a table on standard output."""
+    """Print a table on standard output; one that is too wide in several parts, each with the first column."""
     from rich.console import Console as Rich
     from rich.table import Table
 
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for i, heading in enumerate(headings):
-        drawn.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        drawn.add_row(*row)
-    Rich(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120).print(drawn)
+    out = Rich(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
+    widths = [max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)]
+    for i, columns in enumerate(parts(widths, out.width + 2)):
+        drawn = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            drawn.add_column(headings[column], justify="right" if column else "left", no_wrap=True)
+        for row in rows:
+            drawn.add_row(*(row[column] for column in columns))
+        out.print(*([""] if i else []), drawn, sep="\n")
+
+
+def parts(widths: list[int], room: int) -> list[list[int]]:
+    """Columns in parts that are no wider than ``room`` (or of one column), each beginning with the first."""
+    found: list[list[int]] = []
+    left = -1
+    for column in range(1, len(widths)):
+        if widths[column] > left or not found:
+            found.append([0])
+            left = room - widths[0]
+        found[-1].append(column)
+        left -= widths[column]
+    return found or [[0]]

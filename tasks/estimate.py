@@ -4,7 +4,6 @@ Counts of parameters are exact. Everything else is an estimate: within a factor 
 idle, and each function's docstring states its formula. All sizes are bytes, all times seconds.
 """
 
-import json
 import math
 import os
 import random
@@ -14,128 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.settings import LoRA, NewModel, Optimiser, Profile, Refused
+from tasks.shapes import Shape, trained_parameters
+from training.data.batches import micro_batches
+from training.data.encode import Encoded
+from training.logps import CHUNK
+from training.settings import Optimiser, Profile
 
 START = 5.0  # a child process: Python, torch, transformers, the model
 SUITE = 9.0  # the same with lm-eval
 EFFICIENCY = 0.5  # share of a bare matrix product's speed that training reaches
 PROCESS = 700 * 2**20  # Python with torch and transformers, before any model
 _FLOAT = 4
-_NO_LINEAR = ("embed", "wte", "wpe", "lm_head")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder's sizes. ``matrices``: (module name, inputs, outputs) of each linear layer but the output head.
-
-    ``lookup``: parameters of an input table that no matrix product reads (0 where it is tied to the head).
-    """
-
-    parameters: int
-    layers: int
-    hidden: int
-    intermediate: int
-    vocabulary: int
-    context: int | None
-    lookup: int
-    matrices: tuple[tuple[str, int, int], ...]
-
-
-def new_shape(settings: NewModel, vocabulary: int | None = None) -> Shape:
-    """The Llama of ``training.models.new_model``; ``vocabulary`` where the text was too little for the one asked for.
-
-    parameters = V H (tied) + layers (4 H^2 + 3 H I + 2 H) + H, I = floor(8 H / 3) rounded down to a multiple of 8.
-    """
-    hidden, inner = settings.hidden, settings.hidden * 8 // 3 // 8 * 8
-    words = settings.vocabulary if vocabulary is None else vocabulary
-    layer = [(f"self_attn.{name}_proj", hidden, hidden) for name in "qkvo"]
-    layer += [("mlp.gate_proj", hidden, inner), ("mlp.up_proj", hidden, inner), ("mlp.down_proj", inner, hidden)]
-    matrices = tuple((f"layers.{i}.{name}", a, b) for i in range(settings.layers) for name, a, b in layer)
-    total = words * hidden + sum(a * b for _, a, b in matrices) + (2 * settings.layers + 1) * hidden
-    return Shape(total, settings.layers, hidden, inner, words, settings.context, 0, matrices)
-
-
-def folder_shape(folder: Path) -> Shape:
-    """A local model's sizes from config.json and the headers of its safetensors; no weight is read.
-
-    Raises Refused on a file that is cut off or has no valid header, and on a config.json that is no JSON object.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = {**config, **config.get("text_config", {})}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise Refused(
-            f"model.base: {folder / 'config.json'} is no JSON object of settings ({error}); save the model again with "
-            "save_pretrained"
-        ) from None
-    tensors: dict[str, list[int]] = {}
-    for path in _weights(folder):
-        tensors |= _header(path)
-    total = sum(math.prod(shape) for shape in tensors.values())
-    flat = {name.removesuffix(".weight"): s for name, s in tensors.items() if name.endswith(".weight") and len(s) == 2}
-    linear = tuple((name, s[1], s[0]) for name, s in flat.items() if not any(word in name for word in _NO_LINEAR))
-    untied = any("lm_head" in name for name in flat)
-    table = max((math.prod(s) for name, s in flat.items() if "embed" in name or "wte" in name), default=0)
-
-    def size(*names: str) -> int:
-        return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)
-
-    hidden = size("hidden_size", "n_embd", "d_model")
-    return Shape(
-        total,
-        size("num_hidden_layers", "n_layer", "num_layers"),
-        hidden,
-        size("intermediate_size", "n_inner", "ffn_dim") or 4 * hidden,
-        size("vocab_size"),
-        size("max_position_embeddings", "n_positions") or None,
-        table if untied else 0,
-        linear,
-    )
-
-
-def _weights(folder: Path) -> list[Path]:
-    """The files that transformers reads: model.safetensors, else those of the index, else all there are."""
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    try:
-        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise Refused(f"model.base: {index} names no weights in 'weight_map'; copy the model again") from None
-
-
-def _header(path: Path) -> dict[str, list[int]]:
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size
-            if not 2 <= length <= size - 8:
-                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-            header: dict[str, Any] = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if size < whole:
-            raise ValueError(f"{size:,} bytes of {whole:,} are there")
-        return {name: [int(n) for n in entry["shape"]] for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise Refused(
-            f"model.base: {path} is no whole safetensors file ({getattr(error, 'strerror', None) or error}); "
-            "copy it again"
-        ) from None
-
-
-def trained_parameters(shape: Shape, lora: LoRA | None) -> int:
-    """All parameters, or with LoRA the sum of rank (inputs + outputs) over the adapted linear layers."""
-    if lora is None:
-        return shape.parameters
-    chosen = [
-        (a, b)
-        for name, a, b in shape.matrices
-        if isinstance(lora.targets, str) or any(name == t or name.endswith(f".{t}") for t in lora.targets)
-    ]
-    return sum(lora.rank * (a + b) for a, b in chosen)
 
 
 # ------------------------------------------------------------------------------------------------ tokens
@@ -163,10 +51,34 @@ def token_counter(texts: Sequence[str], vocabulary: int = 1024, folder: Path | N
     return lambda text: len(bpe.encode(text, add_special_tokens=False).ids)
 
 
-def row_tokens(count: Callable[[str], int], prompt: Iterable[Any], completions: Iterable[str], each: int = 2) -> int:
-    """Tokens of a row: the prompt with its longest completion; ``each`` special tokens a message and three more."""
-    longest = max((count(text) for text in completions), default=0)
-    return 3 + sum(count(message.content) + each for message in prompt) + longest
+@dataclass(frozen=True)
+class Row:
+    """Tokens of a prompt and of each of its completions, their closing token included."""
+
+    prompt: int
+    completions: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        return self.prompt + max(self.completions, default=0)
+
+    def cut(self, limit: int) -> "Row":
+        """The row as training cuts it: the prompt gives way first, down to a quarter of ``limit``."""
+        over = self.longest - limit
+        if over <= 0:
+            return self
+        prompt = min(self.prompt, max(self.prompt - over, limit // 4))
+        return Row(prompt, tuple(min(length, limit - prompt) for length in self.completions))
+
+    @property
+    def encoded(self) -> Encoded:
+        """A row of these lengths, as the packing sees it."""
+        return Encoded("", (0,) * self.prompt, tuple((0,) * length for length in self.completions))
+
+
+def row_of(count: Callable[[str], int], prompt: Iterable[Any], completions: Iterable[str], each: int = 2) -> Row:
+    """A row's tokens; ``each`` special tokens a message, two more around the prompt, one behind a completion."""
+    return Row(2 + sum(count(m.content) + each for m in prompt), tuple(count(text) + 1 for text in completions))
 
 
 def percentile(values: Sequence[int], share: float) -> int:
@@ -174,24 +86,42 @@ def percentile(values: Sequence[int], share: float) -> int:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def padded_tokens(lengths: Sequence[int], batch: int, branches: int, budget: int) -> tuple[float, int]:
-    """(padded tokens of a mean step, those of the largest micro-batch): random steps packed as in training.
+@dataclass(frozen=True)
+class Load:
+    """What the model computes: ``step`` tokens in a mean step, ``unique`` of them if no prompt were repeated and nothing
+    padded; ``micro`` tokens in the largest micro-batch, ``predicted`` of which go through the output head."""
 
-    ``lengths``: tokens per row; a row of K branches takes K padded rows.
-    """
+    step: float
+    unique: float
+    micro: int
+    predicted: int
+
+
+NOTHING = Load(0.0, 0.0, 0, 0)
+
+
+def load_of(rows: Sequence[Row], batch: int, profile: Profile) -> Load:
+    """Random steps of ``batch`` out of ``rows``, cut into micro-batches as training does it."""
     draw, few = random.Random(0), min(batch, 4096)
-    totals, largest = [], 0
+    encoded = [row.encoded for row in rows]
+    costs: dict[str, Callable[[Encoded, Encoded], int]] = {
+        "shared": lambda row, longest: row.unique,
+        "packed": lambda row, longest: row.repeated,
+        "padded": lambda row, longest: len(row.completions) * longest.longest,
+    }
+    cost = costs[profile.layout]
+    totals, unique, micro, predicted = [], [], 0, 0
     for _ in range(max(1, min(32, 4096 // few))):
-        micro: list[tuple[int, int]] = []  # (padded rows, width)
-        for length in sorted(draw.choices(lengths, k=few), reverse=True):
-            rows, width = micro[-1] if micro else (0, length)
-            if micro and (rows + branches) * width <= budget:
-                micro[-1] = (rows + branches, width)
-            else:
-                micro.append((branches, length))
-        totals.append(sum(rows * width for rows, width in micro) * batch / few)
-        largest = max(largest, *(rows * width for rows, width in micro))
-    return sum(totals) / len(totals), largest
+        chosen = draw.choices(encoded, k=few)
+        cut = micro_batches(chosen, profile.token_budget, cost)
+        sizes = [sum(cost(row, rows[0]) for row in rows) for rows in cut]
+        totals.append(sum(sizes) * batch / few)
+        unique.append(sum(row.unique for row in chosen) * batch / few)
+        micro = max(micro, *sizes)
+        ends = [sum(len(completion) for row in rows for completion in row.completions) for rows in cut]
+        # The padded path gives every position to the output head.
+        predicted = max(predicted, *(sizes if profile.layout == "padded" else ends))
+    return Load(sum(totals) / len(totals), sum(unique) / len(unique), micro, predicted)
 
 
 def optimiser_steps(settings: Optimiser, rows: int) -> int:
@@ -201,14 +131,27 @@ def optimiser_steps(settings: Optimiser, rows: int) -> int:
 # ------------------------------------------------------------------------------------------------ memory and disk
 
 
-def training_memory(shape: Shape, trained: int, tokens: int, half: bool = False) -> int:
-    """Peak of a training step, in bytes, for ``tokens`` padded tokens in the largest micro-batch.
+def training_memory(shape: Shape, trained: int, load: Load, profile: Profile, bits: int | None = None) -> int:
+    """Peak of a training step in one process, in bytes.
 
-    4 P (weights) + 4 T (gradients) + 8 T (AdamW) + 4 tokens layers (14 H + 4 I) (activations kept for the way back;
-    half of that in bfloat16) + 12 tokens V (logits, their gradient, the float32 copy) + 700 MiB (Python and torch).
+    w P (weights) + w T (gradients) + 2 w T (AdamW), w = 4, or 2 in pure-bfloat16; 4-bit base weights take 0.6 P. Under FSDP
+    each process holds its share of these. Activations kept for the way back: 4 t layers (14 H + 4 I) for t tokens in the
+    largest micro-batch; half of that in bfloat16; with checkpointing 4 t H per layer and one whole layer. The output head:
+    12 bytes a logit, of at most 2^24 logits at a time where the layout is packed. 700 MiB for Python and torch.
     """
-    activations = _FLOAT * tokens * shape.layers * (14 * shape.hidden + 4 * shape.intermediate) // (2 if half else 1)
-    return 4 * shape.parameters + 12 * trained + activations + 12 * tokens * shape.vocabulary + PROCESS
+    width = 2 if profile.dtype == "pure-bfloat16" else _FLOAT
+    weights = int(0.6 * shape.parameters) if bits == 4 else width * shape.parameters
+    state = weights + 3 * width * trained
+    if profile.strategy == "fsdp":
+        state //= profile.processes
+    layer = _FLOAT * load.micro * (14 * shape.hidden + 4 * shape.intermediate)
+    kept = shape.layers * layer
+    if profile.activation_checkpointing:
+        kept = _FLOAT * load.micro * shape.hidden * shape.layers + layer
+    logits = load.predicted * shape.vocabulary
+    if profile.layout != "padded":
+        logits = min(logits, CHUNK)
+    return state + kept // (1 if profile.dtype == "float32" else 2) + 12 * logits + PROCESS
 
 
 def run_disk(shape: Shape, trained: Sequence[int], models: int) -> int:
@@ -235,52 +178,75 @@ def calibrate(seconds: float = 0.1) -> float:
     return float(2 * size**3 / best)
 
 
-def training_seconds(shape: Shape, steps: float, tokens: float, width: int, speed: float, lora: bool = False) -> float:
-    """``steps`` steps of ``tokens`` padded tokens at ``speed`` FLOP/s (all threads), without the process's start.
+def arithmetic(shape: Shape, tokens: float, width: int, passes: int) -> float:
+    """FLOPs of ``tokens`` tokens: passes N + 2 passes layers H width each, N the parameters that matrix products read (the
+    head among them). ``passes``: 2 forward only, 4 with frozen weights, 6 where all are trained."""
+    return tokens * passes * (shape.parameters - shape.lookup + 2 * shape.layers * shape.hidden * width)
 
-    A step: 6 N tokens (with LoRA 4 N) + 12 layers H width tokens FLOPs at EFFICIENCY of the speed, N the parameters
-    that matrix products read (the head among them), plus 6 ms and 3 ms a layer for what is not arithmetic.
-    """
-    read = (4 if lora else 6) * (shape.parameters - shape.lookup)
-    flops = tokens * (read + 12 * shape.layers * shape.hidden * width)
+
+def training_seconds(shape: Shape, steps: float, flops: float, speed: float) -> float:
+    """``steps`` steps of ``flops`` each at ``speed`` FLOP/s, of which training reaches EFFICIENCY, plus 6 ms and 3 ms a layer
+    for what is not arithmetic; without the process's start."""
     return steps * (flops / (EFFICIENCY * speed) + 0.006 + 0.003 * shape.layers)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a preference step computes without a gradient. ``reference``: whether the log-probabilities of all rows under
+    the reference are needed and not known yet; ``baseline``: whether every step scores its prompts with completions of
+    other ones (KTO's z), under the policy and, where no earlier run has, under the reference."""
+
+    reference: bool = False
+    baseline: bool = False
 
 
 def training_cost(
     settings: Optimiser,
-    rows: int,
-    lengths: Sequence[int],
-    branches: int,
+    count: int,
+    sample: Sequence[Row],
     shape: Shape,
     profile: Profile,
     speed: float | None,
+    passes: Passes = Passes(),
+    replayed: Sequence[Row] = (),
 ) -> dict[str, Any]:
-    """What a training step over ``rows`` rows costs, as JSON; ``lengths`` are the tokens of some of them, uncut.
+    """What a training step over ``count`` rows costs, as JSON; ``sample`` are some of them, uncut.
 
-    With two branches (preferences) the reference's forward passes count as a third of a training pass over all rows;
-    replayed rows count as rows of one branch. ``seconds`` is None where ``speed`` (FLOP/s) is not known.
+    ``speed`` is that of all processes together in FLOP/s; ``seconds`` is None where it is not known.
     """
-    cut = [min(length, settings.max_tokens) for length in lengths]
-    steps = optimiser_steps(settings, rows)
-    tokens, largest = padded_tokens(cut, settings.batch, branches, profile.token_budget)
-    replay = getattr(settings, "replay", 0)
-    reference = tokens * rows / settings.batch / 3 if branches > 1 else 0.0
-    tokens += padded_tokens(cut, replay, 1, profile.token_budget)[0] if replay else 0.0
-    trained, width = trained_parameters(shape, settings.lora), sum(cut) // len(cut)
+    rows = [row.cut(settings.max_tokens) for row in sample]
+    steps = optimiser_steps(settings, count)
+    load, replay, beside = load_of(rows, settings.batch, profile), NOTHING, int(getattr(settings, "replay", 0))
+    if beside and replayed:
+        replay = load_of([row.cut(settings.max_tokens) for row in replayed], beside, profile)
+    trained = trained_parameters(shape, settings.lora)
+    width = sum(row.longest for row in rows) // len(rows)
     seconds = None
     if speed is not None:
-        seconds = START + training_seconds(shape, steps, tokens, width, speed, settings.lora is not None)
-        seconds += reference * 6 * shape.parameters / (EFFICIENCY * speed)
+        both = load.step + replay.step
+        flops = arithmetic(shape, both, width, 4 if settings.lora else 6)
+        if profile.activation_checkpointing:
+            flops += arithmetic(shape, both, width, 2)
+        once = load.step * count / settings.batch if passes.reference else 0.0
+        if passes.baseline:
+            flops += arithmetic(shape, load.step, width, 2)
+            once += load.step * steps if passes.reference else 0.0
+        seconds = START * (1 if profile.processes == 1 else 2)
+        seconds += training_seconds(shape, steps, flops, speed)
+        seconds += arithmetic(shape, once, width, 2) / (EFFICIENCY * speed)
+    largest = Load(0.0, 0.0, max(load.micro, replay.micro), max(load.predicted, replay.predicted))
     return {
-        "rows": rows,
-        "visits": settings.steps * settings.batch if settings.steps else round(rows * (settings.epochs or 0)),
+        "rows": count,
+        "visits": settings.steps * settings.batch if settings.steps else round(count * (settings.epochs or 0)),
         "steps": steps,
         "batch": settings.batch,
         "width": width,
-        "cut": sum(length > settings.max_tokens for length in lengths) / len(lengths),
-        "tokens_per_step": round(tokens),
+        "cut": sum(row.longest > settings.max_tokens for row in sample) / len(sample),
+        "tokens_per_step": round(load.step + replay.step),
+        "unique_tokens_per_step": round(load.unique + replay.unique),
+        "reference": passes.reference,
         "trained_parameters": trained,
-        "memory": training_memory(shape, trained, largest, profile.dtype == "bfloat16"),
+        "memory": training_memory(shape, trained, largest, profile, settings.lora.bits if settings.lora else None),
         "seconds": seconds,
     }
 

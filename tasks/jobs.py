@@ -1,17 +1,23 @@
-"""A job: a child process with ``job.json`` in, ``events.jsonl`` out, its log in a file, in its own process group."""
+"""A job: a child process with ``job.json`` in, ``events.jsonl`` out, its log in a file, in its own process group.
+
+A job of several ``processes`` is one child that starts the others (``tasks/ranks.py``).
+"""
 
 import errno
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks import ranks
 from tasks.lineage.closure import ROOT
 from tasks.lineage.store import write_atomic
 from training.settings import Refused
@@ -39,6 +45,7 @@ class Job:
     lock: int
     threads: int
     online: bool = False
+    processes: int = 1
 
     @property
     def events(self) -> Path:
@@ -55,25 +62,26 @@ def run_job(job: Job, sink: Sink) -> dict[str, Any]:
     Raises Refused (the child found its input unacceptable), OSError (disk full), or JobFailed (anything else, with the log's
     place). An interrupt of this process ends the child's whole group.
     """
-    write_atomic(job.folder / "job.json", json.dumps({**job.payload, "events": str(job.events)}).encode())
+    payload = {**job.payload, "events": str(job.events), "processes": job.processes}
+    write_atomic(job.folder / "job.json", json.dumps(payload).encode())
     reader = EventReader(job.events, job.folder / "events.offset")
     facts: dict[str, Any] = {}
-    last_error = None
+    errors: list[dict[str, Any]] = []
+    began = time.time()
 
     def deliver() -> None:
-        nonlocal last_error
         for events in reader.batches():
             for event in events:
                 if event["type"] == "facts":
                     facts.update(event["facts"])
-                elif event["type"] == "error":
-                    last_error = event["message"]
+                elif event["type"] == "error" and event["time"] >= began:  # and not of an attempt before
+                    errors.append(event)
             sink(events)
 
     for event in reader.delivered():  # what an attempt that was killed had already told
         if event["type"] == "facts":
             facts.update(event["facts"])
-    process = _start(job)
+    process, alive = _start(job)
     deadline = time.monotonic() + 60 * job.minutes
     try:
         while process.poll() is None:
@@ -85,19 +93,24 @@ def run_job(job: Job, sink: Sink) -> dict[str, Any]:
                 )
             time.sleep(POLL_SECONDS)
     finally:
-        _stop(process)
+        _stop(process, alive)
     deliver()
     if process.returncode == 0:
         return facts
     if process.returncode == errno.ENOSPC:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.folder))
-    if process.returncode == 2 and last_error:
-        raise Refused(last_error)
-    raise JobFailed(_epitaph(job, process.returncode, last_error))
+    # Of several processes the first one tells the cause, the others only that it is gone.
+    errors.sort(key=lambda event: event.get("code") != process.returncode)
+    first = errors[0]["message"] if errors else None
+    if process.returncode == 2 and first:
+        raise Refused(first)
+    raise JobFailed(_epitaph(job, process.returncode, first))
 
 
-def _start(job: Job) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {
+def _start(job: Job) -> "tuple[subprocess.Popen[bytes], int]":
+    """The child, and a pipe that ends when it and all the processes that it started are gone."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ranks.VARIABLES}
+    environment = inherited | {
         "OMP_NUM_THREADS": str(job.threads),
         "MKL_NUM_THREADS": str(job.threads),
         "TOKENIZERS_PARALLELISM": "false",
@@ -108,8 +121,9 @@ def _start(job: Job) -> "subprocess.Popen[bytes]":
     }
     if not job.online:
         environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    with open(job.log, "ab") as log:
-        return subprocess.Popen(
+    alive, held = os.pipe()
+    with open(job.log, "ab") as log, os.fdopen(held, "wb"):
+        process = subprocess.Popen(
             [sys.executable, "-m", "tasks.child", job.module, str(job.folder / "job.json")],
             stdin=subprocess.PIPE,
             stdout=log,
@@ -117,11 +131,12 @@ def _start(job: Job) -> "subprocess.Popen[bytes]":
             cwd=job.folder,
             env=environment,
             start_new_session=True,
-            pass_fds=[job.lock],
+            pass_fds=[job.lock, held],
         )
+    return process, alive
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
+def _stop(process: "subprocess.Popen[bytes]", alive: int) -> None:
     """End the child's process group: politely, then not."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
@@ -132,6 +147,11 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
             process.wait()
     assert process.stdin is not None
     process.stdin.close()
+    # A child that was killed may leave processes of its own, which end as they notice: nobody writes after this.
+    if not select.select([alive], [], [], GRACE_SECONDS)[0]:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    os.close(alive)
 
 
 def _epitaph(job: Job, code: int, error: str | None) -> str:

@@ -1,13 +1,18 @@
 """Base model, warm start and policy: each a step whose work is done by a child process."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+from tasks.curves import Curves, curves, speed
 from tasks.data import Data
 from tasks.lineage.step import Made, StepResult, Work
 from tasks.run import TRAINING_PACKAGES, Run, StepRun
 from training.digest import Digest, digest_file, digest_json
 from training.settings import ModelSettings, PreferenceSettings, SFTSettings
+
+# Facts of a job that depend on the machine or on what was done before: kept beside the record, outside of its digest.
+_BESIDE = ("reference_computed", "reference_cached", "peak_flops")
 
 
 def base_inputs(settings: ModelSettings, root: Path, examples: dict[str, Digest]) -> dict[str, Digest]:
@@ -72,15 +77,28 @@ def preference_step(
     return run.step("preference", read, inputs, ("training.preference",), TRAINING_PACKAGES, run.compute)
 
 
-def optimize_preferences(run: Run, settings: PreferenceSettings, warm_start: StepResult, data: Data) -> StepResult:
-    """Preference optimization of the warm start, which is also the reference."""
+def optimize_preferences(
+    run: Run, settings: PreferenceSettings, warm_start: StepResult, data: Data, label: str = ""
+) -> StepResult:
+    """Preference optimization of the warm start, which is also the reference. ``label`` tells several of them apart.
+
+    Raises Refused where a loss cannot be trained on these data.
+    """
     pairs, examples = data.pair_inputs(), data.example_inputs()
     step = preference_step(run, settings, warm_start["model"].digest, pairs, examples)
     inputs = {"model": str(warm_start["model"].path), "pairs": data.pairs(), "examples": data.examples()}
-    return _train(run, step, "training.preference", settings, inputs, run.profile.minutes.preference)
+    title = f"preference {label}".rstrip()
+    return _train(run, step, "training.preference", settings, inputs, run.profile.minutes.preference, title)
 
 
-def _train(run: Run, step: Any, module: str, settings: Any, inputs: dict[str, Any], minutes: float) -> StepResult:
+def reference_cache(run: Any) -> Path:
+    """Where reference log-probabilities are kept for every run in this workspace; a cache and no part of any record."""
+    return Path(run.workspace.home, "cache", "reference")
+
+
+def _train(
+    run: Run, step: Any, module: str, settings: Any, inputs: dict[str, Any], minutes: float, title: str = ""
+) -> StepResult:
     def work(work: Work, step_run: StepRun) -> Made:
         out = work.folder / "model"
         _clear(out)
@@ -90,11 +108,31 @@ def _train(run: Run, step: Any, module: str, settings: Any, inputs: dict[str, An
             "output": str(out),
             "objective": str(objective(step)),
             "checkpoints": str(work.folder / "checkpoints"),
+            "cache": str(reference_cache(run)),
         }
-        facts = step_run.job(module, payload, minutes)
-        return Made({"model": ("model", out)}, facts)
+        facts = step_run.job(module, payload, minutes, processes=run.profile.processes)
+        beside = {name: facts.pop(name) for name in _BESIDE if name in facts}
+        events = step_run.events()
+        told = curves(events)
+        told.write(work.folder / "curves")
+        if step.name == "preference":
+            _draw(run, step_run, told)
+        outputs = {"model": ("model", out), "curves": ("curves", work.folder / "curves")}
+        return Made(outputs, facts, {**beside, **speed(events)})
 
-    return run.perform(step, work)
+    return run.perform(step, work, title)
+
+
+def _draw(run: Run, step_run: StepRun, told: Curves) -> None:
+    """The curves as a picture in the step's MLflow run. A picture that fails stops no training."""
+    path = step_run.work.folder / "plots" / "preference.png"
+    try:
+        from tasks.plots import draw_preference
+
+        draw_preference(told, path, step_run.title)
+        run.tracking.client.log_artifact(step_run.mlflow_run_id, str(path), "plots")
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        run.warn(f"{step_run.title}: the plot was not made ({type(error).__name__}: {error})")
 
 
 def objective(step: Any) -> Digest:
@@ -104,6 +142,4 @@ def objective(step: Any) -> Digest:
 
 def _clear(folder: Path) -> None:
     """Drop the output of an attempt that was killed before its step was recorded."""
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)

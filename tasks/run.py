@@ -64,6 +64,9 @@ class Context:
             "device": self.profile.device,
             "dtype": self.profile.dtype,
             "world_size": self.profile.processes,
+            "strategy": self.profile.strategy,
+            "activation_checkpointing": self.profile.activation_checkpointing,
+            "layout": self.profile.layout,
             "threads": self.profile.threads,
             "token_budget": self.profile.token_budget,
         }
@@ -80,15 +83,16 @@ class Run(Context):
     def warn(self, text: str) -> None:
         self.console.warn(text)
 
-    def perform(self, step: Step, function: Callable[[Work, "StepRun"], Made]) -> StepResult:
-        """Skip or run a step; tell the console and MLflow what happened."""
+    def perform(self, step: Step, function: Callable[[Work, "StepRun"], Made], title: str = "") -> StepResult:
+        """Skip or run a step; tell the console and MLflow what happened, under ``title`` where the name is not enough."""
+        title = title or step.name
 
         def work(work: Work) -> Made:
             with (
-                self.tracking.step(step.name, step.key, step.as_json(), work.folder) as run_id,
-                self.console.step(step.name),
+                self.tracking.step(title, step.key, step.as_json(), work.folder) as run_id,
+                self.console.step(title),
             ):
-                made = function(work, StepRun(self, step, work, run_id))
+                made = function(work, StepRun(self, step, work, run_id, title))
                 self.tracking.client.log_dict(run_id, dict(made.facts), "facts.json")
                 numbers = {key: value for key, value in made.facts.items() if isinstance(value, int | float)}
                 self.tracking.metrics(run_id, numbers)
@@ -97,9 +101,9 @@ class Run(Context):
         result = perform(self.workspace.store, step, work, self.warn)
         self.done.append(result)
         if result.cached:
-            self.console.say(f"{step.name}: cached", "dim")
+            self.console.say(f"{title}: cached", "dim")
         else:
-            self.console.say(f"{step.name}: done in {result.seconds:.1f} s")
+            self.console.say(f"{title}: done in {result.seconds:.1f} s")
         return result
 
     def record(self, step: Step, outputs: Mapping[str, tuple[str, Path]]) -> StepResult:
@@ -117,6 +121,7 @@ def open_run(
     settings: Mapping[str, Any],
     flow_run_id: str,
     log: Callable[[str], None],
+    flow: str = "align",
 ) -> Iterator[Run]:
     """Take the experiment's lock, open the workspace and the MLflow run, and close both as the block ends.
 
@@ -126,7 +131,7 @@ def open_run(
     workspace.prepare()
     console = Console(log)
     with only_run(workspace, name):
-        tracking = Tracking(workspace, name, digest)
+        tracking = Tracking(workspace, name, digest, flow)
         tracking.client.set_tag(tracking.run_id, "alignmill.flow_run_id", flow_run_id)
         tracking.params(tracking.run_id, {**settings, "profile": profile.model_dump(mode="json")})
         try:
@@ -141,17 +146,24 @@ def open_run(
 
 @dataclass(frozen=True)
 class StepRun:
-    """A step that is really running: its work folder and its MLflow run."""
+    """A step that is really running: its work folder and its MLflow run; ``title`` is what a person is told."""
 
     run: Run
     step: Step
     work: Work
     mlflow_run_id: str
+    title: str
 
     def job(
-        self, module: str, payload: dict[str, Any], minutes: float, online: bool = False, folder: str = "job"
+        self,
+        module: str,
+        payload: dict[str, Any],
+        minutes: float,
+        online: bool = False,
+        folder: str = "job",
+        processes: int = 1,
     ) -> dict[str, Any]:
-        """Run a child process for this step, in a folder of its own, and return the facts that it logged."""
+        """Run a child process (of several ``processes``) for this step, in a folder of its own; the facts that it logged."""
         run = self.run
         (self.work.folder / folder).mkdir(exist_ok=True)
         job = Job(
@@ -162,6 +174,7 @@ class StepRun:
             self.work.lock,
             run.profile.threads,
             online,
+            processes,
         )
         told = EventReader(job.events, job.folder / "events.offset").delivered()
         last = max((event["step"] for event in told if event["type"] == "metrics" and "step" in event), default=0)
@@ -174,8 +187,13 @@ class StepRun:
 
         return run_job(job, deliver)
 
+    def events(self, folder: str = "job") -> list[dict[str, Any]]:
+        """All that the job in ``folder`` has told so far, in all attempts, in order."""
+        place = self.work.folder / folder
+        return EventReader(place / "events.jsonl", place / "events.offset").delivered()
+
     def _show(self, event: dict[str, Any]) -> None:
-        console, name = self.run.console, self.step.name
+        console, name = self.run.console, self.title
         match event["type"]:
             case "metrics" if "total" in event:
                 shown = {k: event["metrics"][k] for k in ("loss", "rewards/accuracies") if k in event["metrics"]}

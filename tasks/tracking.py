@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.curves import rates
 from tasks.lineage.step import locked
 from tasks.lineage.store import write_atomic
 from tasks.server import must_answer
@@ -64,8 +65,8 @@ def _create_database(path: Path) -> None:
 class Tracking:
     """The MLflow side of one flow run."""
 
-    def __init__(self, workspace: Workspace, name: str, digest: Digest) -> None:
-        self.workspace, self.name, self.digest = workspace, name, digest
+    def __init__(self, workspace: Workspace, name: str, digest: Digest, flow: str = "align") -> None:
+        self.workspace, self.name, self.digest, self.flow = workspace, name, digest, flow
         self.client = connect(workspace)
         self.experiment_id = self._experiment()
         self.goes_on = False  # whether this run was begun by one that was killed
@@ -97,7 +98,8 @@ class Tracking:
         for run in left:
             if run.data.tags.get("alignmill.workspace") != str(self.workspace.home):
                 continue  # another machine's, on the same server: it may well be alive
-            if ours is None and run.data.tags.get("alignmill.experiment_digest") == str(self.digest):
+            theirs = run.data.tags.get("alignmill.flow"), run.data.tags.get("alignmill.experiment_digest")
+            if ours is None and theirs == (self.flow, str(self.digest)):
                 ours = run.info.run_id
                 self.client.set_tag(ours, "alignmill.attempts", int(run.data.tags.get("alignmill.attempts", "1")) + 1)
             else:
@@ -107,9 +109,12 @@ class Tracking:
             return ours
         tags = {
             "alignmill.kind": "flow",
+            "alignmill.flow": self.flow,
             "alignmill.experiment_digest": str(self.digest),
             "alignmill.workspace": str(self.workspace.home),
-            "mlflow.runName": f"{self.name} {time.strftime('%Y-%m-%d %H:%M:%S')}",
+            "mlflow.runName": " ".join(
+                [*([self.flow] if self.flow != "align" else []), self.name, time.strftime("%Y-%m-%d %H:%M:%S")]
+            ),
         }
         return str(self.client.create_run(self.experiment_id, tags=tags).info.run_id)
 
@@ -199,9 +204,7 @@ class MetricSink:
         for event in events:
             if event["type"] == "metrics" and event.get("step", 0) > self.last_step:
                 self.last_step = event["step"]
-                values = dict(event["metrics"])
-                if event.get("seconds"):
-                    values["tokens_per_second"] = event["tokens"] / event["seconds"]
+                values = {**event["metrics"], **rates(event)}
                 millis = int(event["time"] * 1000)
                 rows += [(key, value, event["step"], millis) for key, value in values.items()]
         if rows:

@@ -56,15 +56,17 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
     "validation": (setting("validation", {"max_quarantined": 0.3}), ["validate"]),
     "sft": (setting("sft.learning_rate", 0.003), ["sft", *TRAINED]),
     "preference": (setting("preference.loss.beta", 0.2), TRAINED),
+    "compare": (setting("compare", [{"loss": {"name": "ipo"}, "epochs": 1, "learning_rate": 1e-4}]), []),
     "benchmarks: a setting": (setting("benchmarks.limit", 10), ["benchmarks", "gate", "register", "promote"]),
     "benchmarks: an item more": (another_item, ["benchmarks", "gate", "register", "promote"]),
     "gate": (setting("gate.floors", [{"metric": "tiny_choice/acc", "minimum": 0.1}]), ["gate", "register", "promote"]),
     "registry": (setting("registry.model", "elsewhere"), ["register", "promote"]),
     "profile: threads": (profile("threads", 2), ["sft", "preference", "benchmarks"]),
+    "profile: layout": (profile("layout", "packed"), ["sft", "preference", "benchmarks"]),
     "profile: how often to save": (profile("checkpoint_seconds", 9.0), []),
 }
-# Another number of threads may give other bits, and then the gate and what follows run too; or the same.
-BITS_MAY_BE_EQUAL = {"profile: threads"}
+# Another number of threads or layout may give other bits, and then the gate and what follows run too; or the same.
+BITS_MAY_BE_EQUAL = {"profile: threads", "profile: layout"}
 SAMPLE = ["nothing", "name", "data: one pair more", "validation", "gate"]
 
 

@@ -52,6 +52,36 @@ def test_every_setting_has_a_comment_on_its_line_and_the_file_is_40_to_70_lines(
     assert [line.split(":")[0].strip() for line in silent] == ["name", "layers", "heads"]
 
 
+@pytest.mark.parametrize(
+    ("grades", "loss", "others", "second"),
+    [
+        ([{"rank": 1}, {"rank": 2}], "dpo", "orpo", "ipo"),
+        ([{"score": 0.9}, {"score": 0.2}, {"score": 0.5}], "dpo", "odpo", "listwise"),
+        ([{"label": True}, {"label": False}], "kto", "ipo", "dpo"),
+    ],
+    ids=["ranks", "scores", "labels"],
+)
+def test_the_loss_fits_the_grades_and_the_comparison_loads_when_it_is_uncommented(
+    grades: list[dict[str, Any]], loss: str, others: str, second: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"Question {i}?", "completions": [{"text": f"Answer {i} {n}", **g} for n, g in enumerate(grades)]}
+        for i in range(60)
+    ]
+    data = tmp_path / "graded.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    e = written(tmp_path, data)
+    assert e.preference.loss.name == loss and e.compare == ()
+    text = (tmp_path / "made.yaml").read_text()
+    assert others in next(line for line in text.splitlines() if "# or one of:" in line)
+    start, end = text.index("# compare:"), text.index("benchmarks:")
+    uncommented = "".join(line.removeprefix("# ").removeprefix("#") for line in text[start:end].splitlines(True))
+    (tmp_path / "made.yaml").write_text(text[:start] + uncommented + text[end:])
+    e = load_experiment(tmp_path / "made.yaml").experiment
+    assert list(e.candidates()) == [loss, second]
+    assert e.candidates()[loss] == e.preference  # what a run has trained is not trained again
+
+
 def test_a_tiny_file_holds_more_out(tmp_path: Path) -> None:
     assert written(tmp_path, write_pairs(tmp_path / "tiny.jsonl", 30)).data.holdout.share == 0.5
     (tmp_path / "made.yaml").unlink()
