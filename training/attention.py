@@ -190,6 +190,10 @@ def by_segments(
         return torch.tensor(places, device=query.device), ends[0], ends[1], max(queries), max(keys)
 
     places, query_ends, key_ends, longest_query, longest_key = _cached(packed, "segments", make)
+    # Autocast does not know this call, and rotary positions leave queries and keys in float32 beside halved values.
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))
     repeat = query.shape[1] // key.shape[1]
     # (tokens, heads, size); a branch finds its prompt's keys gathered in front of its own
     q = query[0].transpose(0, 1)

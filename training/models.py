@@ -216,7 +216,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def with_lora(model: Any, settings: LoRA | None, seed: int) -> Any:
-    """The model itself, or it with fresh adapters (their initial weights come from the seed)."""
+    """The model itself, or it with fresh adapters (their initial weights come from the seed). Raises Refused."""
     if settings is None:
         return model
     import torch
@@ -233,10 +233,20 @@ def with_lora(model: Any, settings: LoRA | None, seed: int) -> Any:
         use_dora=settings.dora,
         task_type="CAUSAL_LM",
     )
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tied = None not in ends and ends[0].weight is ends[1].weight
     try:
-        return get_peft_model(model, config)
+        adapted: Any = get_peft_model(model, config)
     except ValueError as error:
         raise Refused(f"lora.targets {settings.targets!r} do not fit this model: {error}") from error
+    plain = adapted.get_base_model()
+    ends = (plain.get_input_embeddings(), plain.get_output_embeddings())
+    if tied and any("lora_" in name for end in ends for name, _ in end.named_parameters()):
+        raise Refused(
+            f"lora.targets {settings.targets!r} reach the embeddings or the output head, which are one matrix in this model: "
+            "adapters of one, merged, would change the other; leave both out, or use 'all-linear'"
+        )
+    return adapted
 
 
 def on_whole_weights(model: Any, settings: LoRA | None, folder: Path) -> Any:

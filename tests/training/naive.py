@@ -311,6 +311,8 @@ def ranking_loss(loss: Any, policy: Tensor, ratio: Tensor, lengths: Sequence[int
 
 
 def rated(row: Encoded, desirable_from: float | None) -> list[tuple[int, bool]]:
+    if row.kind == "label":
+        return [(i, grade == 1) for i, grade in enumerate(row.grades)]
     middle = (max(row.grades) + min(row.grades)) / 2
     if row.kind == "score" and desirable_from is not None:
         return [(i, grade >= desirable_from) for i, grade in enumerate(row.grades)]

@@ -219,6 +219,25 @@ def test_a_torch_without_variable_length_attention_is_refused(monkeypatch: pytes
             by_segments(*drawn(3), packed, None, None, 0.0)
 
 
+def test_under_autocast_all_three_are_of_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flash attention takes no mixture; a Llama's rotated queries and keys are float32 there, its values bfloat16."""
+    told: list[Any] = []
+
+    def halves(q: Tensor, k: Tensor, v: Tensor, *other: Any) -> Tensor:
+        told.append((q.dtype, k.dtype, v.dtype))
+        return loop(q, k, v, *other)
+
+    monkeypatch.setattr(attention, "varlen_attention", lambda: halves)
+    packed = packed_row([(5, [3, 4])])
+    query, key, value = drawn(packed.tokens, dtype=torch.float32)
+    exact = by_segments(query, key, value, packed, None, None, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = by_segments(query, key, value.bfloat16(), packed, None, None, 0.0)
+    assert told == [(torch.float32,) * 3, (torch.bfloat16,) * 3]
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.02)
+    assert [grad.dtype for grad in gradients(found, (query, key, value))] == [torch.float32] * 3
+
+
 def test_torch_is_asked_for_a_window_that_counts_the_token_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     # A window of w sees w tokens, the last of which is the token itself: w - 1 back and none ahead. -1 is no limit.
     told: list[Any] = []

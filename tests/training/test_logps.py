@@ -1,4 +1,4 @@
-"""Token log-probabilities: float32 whatever the logits are, in chunks that change nothing, with the gradient of plain autograd."""
+"""Token log-probabilities: float32 whatever the logits are, in chunks that change nothing, with plain autograd's gradient."""
 
 from typing import Any
 

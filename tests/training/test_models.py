@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.training import naive
 from tests.training.tiny import LORA, TEXTS, Tiny, weights
 from training.digest import Manifest
 from training.models import base_model, check_local, load_model, load_tokenizer, new_model, save_model, with_lora
-from training.settings import ModelSettings, NewModel, Refused
+from training.settings import LoRA, ModelSettings, NewModel, Profile, Refused
 
 
 @pytest.fixture
@@ -91,22 +92,28 @@ def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ what we write
 
 
-@pytest.fixture(params=["full", "lora"])
+ADAPTERS = {
+    "full": None,
+    "lora": LORA,
+    "rslora": LORA.model_copy(update={"rslora": True}),
+    "dora": LORA.model_copy(update={"dora": True}),
+}
+
+
+@pytest.fixture(params=ADAPTERS.values(), ids=ADAPTERS)
 def written(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Path:
     """A folder as a training step leaves it: loaded from one place, written to another."""
-    model: Any = load_model(folder)
-    if request.param == "lora":
-        model = with_lora(model, LORA, 1)
+    model: Any = with_lora(load_model(folder), request.param, 1)
     save_model(model, load_tokenizer(folder), tmp_path / "written")
     return tmp_path / "written"
 
 
 def test_a_written_folder_loads_again_with_the_same_weights(written: Path, folder: Path) -> None:
-    # Fresh adapters are zero, so a merge changes nothing.
+    # Fresh adapters are zero, so a merge changes nothing; dora divides by a norm and multiplies by it again.
     check_local(written)
     before, after = load_model(folder).state_dict(), load_model(written).state_dict()
     assert before.keys() == after.keys()
-    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert all(torch.allclose(value, after[key], rtol=1e-6, atol=1e-8) for key, value in before.items())
     assert load_tokenizer(written).chat_template == load_tokenizer(folder).chat_template
 
 
@@ -170,3 +177,55 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused(tmp_path: Path, monkeypatch:
     settings = ModelSettings(base="nobody/nothing", revision="0" * 40)
     with pytest.raises(Refused, match=r"model\.base: nobody/nothing at 0{40} cannot be fetched \("):
         base_model(settings, 1, tmp_path, list, tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------------------ adapters
+
+
+def test_the_scale_of_adapters_is_what_the_settings_say(tiny: Tiny) -> None:
+    """alpha / rank, and alpha / sqrt(rank) for rslora; drawn from the seed alone."""
+
+    def scaling(**given: Any) -> set[float]:
+        model = with_lora(load_model(tiny.base), LoRA(rank=4, alpha=6.0, **given), 1)
+        return {module.scaling["default"] for module in model.modules() if hasattr(module, "lora_A")}
+
+    assert scaling() == {1.5} and scaling(rslora=True) == {3.0}
+
+    def drawn(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(99 + seed)
+        model = with_lora(load_model(tiny.base), LORA, seed)
+        return [value for name, value in model.named_parameters() if "lora_A" in name]
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert all(torch.equal(a, b) and not torch.equal(a, c) for a, b, c in zip(first, again, other, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("targets", [("lm_head",), ("q_proj", "lm_head"), ("embed_tokens",)])
+def test_adapters_on_one_end_of_a_tied_matrix_are_refused(tiny: Tiny, targets: tuple[str, ...]) -> None:
+    """Merged they would change the other end too: what is saved would not be what was trained."""
+    with pytest.raises(Refused, match=r"lora\.targets .* which are one matrix in this model"):
+        with_lora(load_model(tiny.base), LoRA(targets=targets), 1)
+
+
+def test_adapters_on_a_head_of_its_own_are_merged_into_it(tmp_path: Path, tiny: Tiny) -> None:
+    rows = naive.rows()
+    model = with_lora(naive.model("qwen2"), LoRA(rank=2, targets=("q_proj", "lm_head")), 1)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.2)
+    before = torch.cat(naive.scored(model, rows))
+    save_model(model, load_tokenizer(tiny.base), tmp_path / "merged")
+    after = torch.cat(naive.scored(load_model(tmp_path / "merged"), rows))
+    assert float((before - after).abs().max()) < 1e-3
+    assert float((after - torch.cat(naive.scored(naive.model("qwen2"), rows))).abs().max()) > 1
+
+
+@pytest.mark.parametrize(
+    "dtype, expected",
+    [("float32", torch.float32), ("bfloat16", torch.float32), ("pure-bfloat16", torch.bfloat16)],
+)
+def test_weights_are_loaded_in_the_dtype_of_the_profile(tiny: Tiny, dtype: Any, expected: torch.dtype) -> None:
+    model = load_model(tiny.base, Profile(dtype=dtype))
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}

@@ -408,11 +408,10 @@ preference.run(json.loads(open(sys.argv[1]).read()), log)
 """
 
 
-@pytest.mark.parametrize("loss", ["dpo", "kto"])
 def test_a_kill_in_the_middle_of_the_reference_changes_no_byte(
-    tiny: Tiny, root: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+    tiny: Tiny, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = preference_settings(2, loss={"name": loss})
+    settings = preference_settings(2, loss={"name": "kto"})  # whose mismatched rows come last
     monkeypatch.setattr(reference, "CHUNK", 5)
     run(tiny, root, "quiet", settings, cache=str(root / "quiet-cache"))
     given = job(tiny, settings, root, "killed", cache=str(root / "cache"))

@@ -1,12 +1,16 @@
 """Where a prompt ends and a completion begins, what a cut keeps, and how often BOS and EOS stand there."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.training.tiny import Tiny
-from training.data.encode import CHAT_TEMPLATE, Encoder, encode_examples, encode_pairs
-from training.data.records import Example, Message, Pair
+from training.data import views
+from training.data.encode import CHAT_TEMPLATE, Encoded, Encoder, Encoding, encode_examples, encode_records
+from training.data.records import Completion, Example, Message, Record
 from training.models import load_tokenizer
 
 ASK = (Message("user", "Tell me about a cat."),)
@@ -18,8 +22,17 @@ def tokenizer(tiny: Tiny) -> Any:
     return load_tokenizer(tiny.base)
 
 
-def pair(chosen: str, rejected: str, prompt: tuple[Message, ...] = ASK, record_id: str = "r") -> Pair:
-    return Pair(record_id, prompt, chosen, rejected, 1.0)
+def pair(chosen: str, rejected: str, prompt: tuple[Message, ...] = ASK) -> Record:
+    return Record(prompt, (Completion(chosen, rank=1), Completion(rejected, rank=2)))
+
+
+def scored(*graded: tuple[str, float], prompt: tuple[Message, ...] = ASK, weight: float = 1.0) -> Record:
+    return Record(prompt, tuple(Completion(text, score=score) for text, score in graded), weight)
+
+
+def encode(tokenizer: Any, max_tokens: int, records: Sequence[Record]) -> Encoding:
+    """Rows that make a pair."""
+    return encode_records(Encoder(tokenizer, max_tokens), records, lambda row: bool(views.pairs(row)))
 
 
 def ids(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -27,11 +40,13 @@ def ids(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def test_the_prompt_is_tokenised_once_each_completion_alone_and_the_ids_are_joined(tokenizer: Any) -> None:
-    (row,) = encode_pairs(Encoder(tokenizer, 64), [pair("fine", "bad")]).rows
+    (row,) = encode(tokenizer, 64, [pair("fine", "bad")]).rows
     assert row.prompt == ids(tokenizer, "<|bos|><|user|>Tell me about a cat.<|end|><|assistant|>")
     assert row.completions == ((*ids(tokenizer, "fine"), 2), (*ids(tokenizer, "bad"), 2))
     assert tokenizer.eos_token_id == 2 and not row.cut
-    assert row.longest == len(row.prompt) + max(map(len, row.completions))
+    # the last token is predicted and never fed
+    assert row.longest == len(row.prompt) + max(map(len, row.completions)) - 1
+    assert (row.grades, row.kind, row.weight) == ((-1.0, -2.0), "rank", 1.0)
 
 
 def test_a_boundary_that_a_joint_tokenisation_would_move_stays_where_it_is(tokenizer: Any) -> None:
@@ -107,13 +122,13 @@ def test_a_prompt_is_cut_from_the_left_and_keeps_its_opening_tokens_and_its_head
     assert tokenizer.convert_ids_to_tokens(list(row.prompt[:2])) == ["<|bos|>", "<|user|>"]
     assert tokenizer.convert_ids_to_tokens([row.prompt[-2], row.prompt[-1]]) == ["<|end|>", "<|assistant|>"]
     assert row.completions == (completion,)  # whole, so it has its EOS
-    assert row.cut and encoding.cut == 1 and row.longest == room
+    assert row.cut and encoding.cut == 1 and row.longest == room - 1
 
 
 def test_a_cut_completion_has_no_eos(tokenizer: Any) -> None:
     # max_tokens 24: the prompt keeps 24 / 4 = 6 tokens, so 18 are left for a completion.
     long, short = "tea, milk; " * 9, "fine"
-    (row,) = encode_pairs(Encoder(tokenizer, 24), [pair(long, short)]).rows
+    (row,) = encode(tokenizer, 24, [pair(long, short)]).rows
     assert len(row.prompt) == 6 and len(row.completions[0]) == 18
     assert row.completions[0] == ids(tokenizer, long)[:18] and 2 not in row.completions[0]
     assert row.completions[1] == (*ids(tokenizer, short), 2)
@@ -129,15 +144,109 @@ def test_a_completion_that_lacks_room_for_eos_alone_is_cut_there(tokenizer: Any)
     assert row.completions == (ids(tokenizer, text),)
 
 
-def test_pairs_that_the_cut_makes_identical_are_dropped_counted_and_named(tokenizer: Any) -> None:
+def test_rows_that_the_cut_leaves_without_a_pair_are_dropped_counted_and_named(tokenizer: Any) -> None:
     same = "tea, milk; " * 9
-    pairs = [pair(same + "fine", same + "bad", record_id="lost"), pair("fine", "bad", record_id="kept")]
-    encoding = encode_pairs(Encoder(tokenizer, 24), pairs)
-    assert encoding.dropped == ("lost",) and [row.record_id for row in encoding.rows] == ["kept"]
+    lost, kept = pair(same + "fine", same + "bad"), pair("fine", "bad")
+    encoding = encode(tokenizer, 24, [lost, kept])
+    assert encoding.dropped == (lost.id,) and [row.record_id for row in encoding.rows] == [kept.id]
     assert encoding.facts == {"rows": 1, "truncated": 1, "dropped_after_truncation": 1}
 
 
-def test_every_row_fits(tokenizer: Any) -> None:
-    for limit in range(8, 60, 3):
-        for row in encode_pairs(Encoder(tokenizer, limit), [pair("fine " * n, "bad", CHAT) for n in (1, 9)]).rows:
-            assert row.longest <= limit and row.prompt and all(row.completions)
+@pytest.mark.parametrize("limit", range(8, 60, 7))
+def test_every_row_fits(tokenizer: Any, limit: int) -> None:
+    for row in encode(tokenizer, limit, [pair("fine " * n, "bad", CHAT) for n in (1, 9)]).rows:
+        assert row.longest < limit and row.prompt and all(row.completions)
+
+
+# ------------------------------------------------------------------------------------------------ several completions
+
+
+def test_all_graded_completions_stand_in_one_row_as_stored(tokenizer: Any) -> None:
+    record = scored(("tea", 0.5), ("milk", -1.0), ("iron", 0.5), ("gold", 2.0), weight=3.0)
+    (row,) = encode(tokenizer, 64, [record]).rows
+    assert [tokenizer.decode(list(one[:-1])) for one in row.completions] == ["tea", "milk", "iron", "gold"]
+    assert (row.grades, row.kind, row.weight, row.record_id) == ((0.5, -1.0, 0.5, 2.0), "score", 3.0, record.id)
+
+
+def test_grades_of_each_kind_are_numbers_of_which_more_is_better(tokenizer: Any) -> None:
+    ranks = Record(ASK, (Completion("a", rank=3), Completion("b", rank=1)))
+    labels = Record(ASK, (Completion("a", label=False), Completion("b", label=True), Completion("c", label=True)))
+    first, second = encode(tokenizer, 64, [ranks, labels]).rows
+    assert (first.grades, first.kind) == ((-3.0, -1.0), "rank")
+    assert (second.grades, second.kind) == ((0.0, 1.0, 1.0), "label")
+
+
+def test_the_first_kind_of_grade_counts_and_what_has_another_or_none_is_left_out(tokenizer: Any) -> None:
+    mixed = Record(ASK, (Completion("x"), Completion("a", rank=2), Completion("b", score=9.0), Completion("c", rank=1)))
+    (row,) = encode(tokenizer, 64, [mixed]).rows
+    assert (row.grades, row.kind) == ((-2.0, -1.0), "rank")
+    bare = Record(ASK, (Completion("x"), Completion("y")))
+    encoding = encode_records(Encoder(tokenizer, 64), [bare, Record(ASK, ())], lambda row: True)
+    assert encoding.rows == () and encoding.dropped == (bare.id, Record(ASK, ()).id)
+
+
+def test_the_same_answer_counts_once_where_its_grades_agree_and_not_at_all_where_they_contradict(
+    tokenizer: Any,
+) -> None:
+    record = scored(("tea", 1.0), ("milk", 0.0), ("tea", 1.0), ("iron", 2.0), ("iron", 0.5), ("gold", 3.0))
+    (row,) = encode(tokenizer, 64, [record]).rows
+    assert [tokenizer.decode(list(one[:-1])) for one in row.completions] == ["tea", "milk", "gold"]
+    assert row.grades == (1.0, 0.0, 3.0)
+    contradiction = scored(("tea", 1.0), ("tea", 0.0))
+    assert encode(tokenizer, 64, [contradiction]).dropped == (contradiction.id,)
+    # Texts that differ and are the same tokens: a name of the end-of-turn token behind the text is that token.
+    (row,) = encode(tokenizer, 64, [scored(("tea", 1.0), ("tea<|end|>", 1.0), ("milk", 0.0))]).rows
+    assert len(row.completions) == 2
+
+
+def test_answers_that_the_cut_makes_the_same_count_once_or_not_at_all(tokenizer: Any) -> None:
+    long = "tea, milk; " * 9
+    record = scored((long + "a", 1.0), (long + "b", 1.0), (long + "c" + long, 1.0), ("no", 0.0))
+    (row,) = encode(tokenizer, 24, [record]).rows
+    assert row.grades == (1.0, 0.0) and row.cut and len(row.completions) == 2
+    record = scored((long + "a", 2.0), (long + "b", 1.0), ("no", 0.0), ("yes", 3.0))
+    (row,) = encode(tokenizer, 24, [record]).rows
+    assert row.grades == (0.0, 3.0)
+
+
+def test_the_longest_completion_decides_what_the_prompt_keeps(tokenizer: Any) -> None:
+    """One prompt for all: a short completion sees the same cut prompt as a long one."""
+    ask = (Message("user", "gold " * 30),)
+    (row,) = encode(tokenizer, 60, [scored(("tea " * 20, 1.0), ("no", 0.0), prompt=ask)]).rows
+    whole = Encoder(tokenizer, 999).prompt(ask)
+    longest = len(Encoder(tokenizer, 999).completion("tea " * 20))
+    assert len(row.prompt) == max(60 - longest, 15) < len(whole)
+    assert row.prompt[-1:] == tuple(whole[-1:]) and row.completions[1][-1] == 2
+
+
+WORDS = st.lists(st.sampled_from(["tea", " milk", "<|end|>", " about", "x", " gold " * 9]), max_size=4).map("".join)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(WORDS, st.sampled_from([0.0, 1.0, 2.5])), max_size=6), WORDS, st.integers(8, 80))
+def test_laws_of_a_row(tokenizer: Any, graded: list[tuple[str, float]], prompt: str, limit: int) -> None:
+    encoder = Encoder(tokenizer, limit)
+    record = scored(*graded, prompt=(Message("user", prompt),))
+    encoding = encode_records(encoder, [record], lambda row: True)
+    assert len(encoding.rows) + len(encoding.dropped) == 1
+    for row in encoding.rows:
+        assert len(row.completions) == len(row.grades) == len(set(row.completions)) >= 1
+        assert len(row.prompt) + max(map(len, row.completions)) <= limit
+        assert row.prompt.count(tokenizer.bos_token_id) <= 1
+        room = limit - len(row.prompt)
+        told: dict[tuple[int, ...], set[float]] = {}
+        for text, score in graded:
+            told.setdefault(tuple(encoder.completion(text)[:room]), set()).add(score)
+        assert dict(zip(row.completions, row.grades, strict=True)) == {
+            ids: min(scores) for ids, scores in told.items() if len(scores) == 1
+        }
+        for ids in row.completions:
+            assert (ids[-1] == 2 and ids.count(2) == 1) or (len(ids) == room and 2 not in ids)
+    if not encoding.rows:  # nothing graded, or all of it contradicts itself
+        assert len({score for _, score in graded}) != 1 or not graded
+
+
+def test_counts_of_tokens() -> None:
+    # Prompt of 5; completions of 3, 1 and 4. Fed: 5 + 2 + 0 + 3 once; repeated 3 * 5 + 2 + 0 + 3; the longest 5 + 3.
+    row = Encoded("r", (1,) * 5, ((2,) * 3, (2,), (2,) * 4))
+    assert (row.unique, row.repeated, row.longest) == (10, 20, 8)

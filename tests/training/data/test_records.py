@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.records import Completion, Message, Record, pairs, parse, recognise, sft
+from training.data.records import Completion, Message, Record, graded, merit, pairs, parse, recognise, sft
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 COMPLETIONS = st.builds(
@@ -21,7 +21,7 @@ RECORDS = st.builds(
 )
 
 
-def graded(*grades: float) -> Record:
+def scored(*grades: float) -> Record:
     return Record((Message("user", "q"),), tuple(Completion(f"a{i}", score=grade) for i, grade in enumerate(grades)))
 
 
@@ -59,7 +59,7 @@ def test_a_pair_becomes_ranks_one_and_two() -> None:
 
 def test_every_strict_order_is_a_pair_and_a_prompt_counts_once() -> None:
     # Scores 0.5, 1, 0.5, 0: a1 beats three, a0 and a2 beat a3, a0 and a2 tie. 3 + 1 + 1 = 5 pairs of weight 1/5.
-    found = pairs(graded(0.5, 1, 0.5, 0))
+    found = pairs(scored(0.5, 1, 0.5, 0))
     assert [(pair.chosen, pair.rejected) for pair in found] == [
         ("a1", "a0"),
         ("a1", "a2"),
@@ -71,7 +71,7 @@ def test_every_strict_order_is_a_pair_and_a_prompt_counts_once() -> None:
 
 
 def test_ties_and_ungraded_completions_give_no_pair() -> None:
-    assert pairs(graded(1, 1, 1)) == []
+    assert pairs(scored(1, 1, 1)) == []
     ungraded = Record((), (Completion("a"), Completion("b", score=1.0), Completion("c", rank=1)))
     assert pairs(ungraded) == []
 
@@ -88,8 +88,28 @@ def test_labels_and_ranks_order_completions_too() -> None:
     assert sft(labels).completion == "good"
 
 
+def test_what_is_graded_is_told_with_its_kind_and_as_stored() -> None:
+    assert graded(scored(0.5, -1)) == ("score", [(Completion("a0", score=0.5), 0.5), (Completion("a1", score=-1), -1)])
+    ranks = (Completion("a", rank=2), Completion("b"), Completion("c", rank=1), Completion("d", label=True))
+    assert graded(Record((), ranks)) == ("rank", [(ranks[0], -2.0), (ranks[2], -1.0)])
+    assert graded(Record((), ranks[3:])) == ("label", [(ranks[3], 1.0)])
+    assert graded(Record((), ())) == ("", []) == graded(Record((), (Completion("a"),)))
+
+
+@given(RECORDS)
+def test_graded_completions_and_their_pairs_agree(record: Record) -> None:
+    """For records of one kind of grade, which is what validation lets through."""
+    kind, found = graded(record)
+    assert [completion for completion, _ in found] == [
+        c for c in record.completions if merit(c) and merit(c)[0] == kind
+    ]  # type: ignore[index]
+    same = Record(record.prompt, tuple(completion for completion, _ in found), record.weight)
+    expected = [(a.text, b.text) for a, x in found for b, y in found if x > y and a.text != b.text]
+    assert sorted((pair.chosen, pair.rejected) for pair in pairs(same)) == sorted(expected)
+
+
 def test_sft_takes_the_best_completion_and_the_first_of_ties() -> None:
-    assert sft(graded(0, 1, 1)).completion == "a1"
+    assert sft(scored(0, 1, 1)).completion == "a1"
     assert sft(Record((), (Completion("x"), Completion("y")))).completion == "x"
     with pytest.raises(ValueError, match="no completion"):
         sft(Record((), ()))
