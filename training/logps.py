@@ -1,7 +1,7 @@
 """Log-probabilities of completion tokens, in float32 whatever the model's dtype.
 
-Only rows that predict a completion token go through the language-model head, in chunks; the log-sum-exp is float32 and
-is computed again in the backward pass, so that no more than a chunk of logits is ever held.
+Only rows that predict a completion token go through the language-model head, in chunks; the log-sum-exp is float32. Where
+there are several chunks logits are computed again in the backward pass, so that no more than one is ever held.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,10 @@ def from_logits(logits: "Tensor", target: "Tensor") -> "Tensor":
 
 def through_head(hidden: "Tensor", head: Any, target: "Tensor") -> "Tensor":
     """Log-probability of each target, float32, shape (tokens,), from hidden states (tokens, width) and a linear head."""
-    return _function().apply(hidden, head.weight, head.bias, target)
+    import torch
+
+    # Inside of an autograd function gradients are always off: whether there will be a backward pass is said here.
+    return _function().apply(hidden, head.weight, head.bias, target, torch.is_grad_enabled())
 
 
 def _function() -> Any:
@@ -55,7 +58,7 @@ def _make() -> Any:
         """log softmax(hidden W^T + b)[target]. Where the head is frozen, the backward pass needs no second product."""
 
         @staticmethod
-        def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, target: Any) -> Any:
+        def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, target: Any, learn: bool) -> Any:
             ctx.low = _autocast_dtype(hidden)
             ctx.frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
             rows = max(1, CHUNK // weight.shape[0])
@@ -63,6 +66,7 @@ def _make() -> Any:
             found = torch.empty(len(target), dtype=_wide(hidden.dtype), device=hidden.device)
             norm = torch.empty_like(found)
             slope = torch.empty_like(low_hidden) if ctx.frozen and hidden.requires_grad else None
+            residual = None
             with torch.autocast(hidden.device.type, enabled=False):
                 for start in range(0, len(target), rows):
                     part = slice(start, start + rows)
@@ -71,10 +75,12 @@ def _make() -> Any:
                     found[part] = logits.gather(1, target[part, None])[:, 0] - norm[part]
                     if slope is not None:
                         slope[part] = _residual(logits, norm[part], target[part]).to(low_weight.dtype) @ low_weight
+                    elif learn and len(target) <= rows:  # a single chunk is what is held anyway: keep it
+                        residual = _residual(logits, norm, target).to(low_weight.dtype)
             if ctx.frozen:
                 ctx.save_for_backward(slope)
             else:
-                ctx.save_for_backward(hidden, weight, bias, target, norm)
+                ctx.save_for_backward(hidden, weight, bias, target, norm, residual)
             return found
 
         @staticmethod
@@ -82,8 +88,8 @@ def _make() -> Any:
             upstream = upstreams[0]
             if ctx.frozen:
                 (slope,) = ctx.saved_tensors
-                return slope * upstream[:, None].to(slope.dtype), None, None, None
-            hidden, weight, bias, target, norm = ctx.saved_tensors
+                return slope * upstream[:, None].to(slope.dtype), None, None, None, None
+            hidden, weight, bias, target, norm, kept = ctx.saved_tensors
             rows = max(1, CHUNK // weight.shape[0])
             low_hidden, low_weight, low_bias = (_cast(tensor, ctx.low) for tensor in (hidden, weight, bias))
             to_hidden = torch.empty_like(low_hidden)
@@ -94,8 +100,11 @@ def _make() -> Any:
             with torch.autocast(hidden.device.type, enabled=False):
                 for start in range(0, len(target), rows):
                     part = slice(start, start + rows)
-                    logits = _logits(low_hidden[part], low_weight, low_bias)
-                    residual = _residual(logits, norm[part], target[part]).to(low_weight.dtype)
+                    if kept is None:
+                        logits = _logits(low_hidden[part], low_weight, low_bias)
+                        residual = _residual(logits, norm[part], target[part]).to(low_weight.dtype)
+                    else:
+                        residual = kept
                     # The upstream gradient multiplies the narrow side: on the wide one it would cost another pass, and
                     # where a pair is learnt it turns thousands of probabilities into denormals, which are slow.
                     factor = upstream[part, None]
@@ -109,7 +118,7 @@ def _make() -> Any:
                             to_weight.addmm_(residual.t(), scaled)
                         else:
                             to_weight += residual.t() @ scaled
-            return to_hidden.to(hidden.dtype), _cast(to_weight, weight.dtype), _cast(to_bias, weight.dtype), None
+            return to_hidden.to(hidden.dtype), _cast(to_weight, weight.dtype), _cast(to_bias, weight.dtype), None, None
 
     return ChunkedHead
 

@@ -179,7 +179,7 @@ class _Run:
                 sums[key] = sums.get(key, 0.0) + value
         sums["loss"] = sum(float(loss) for loss in losses)
         if self.parallel.sharded or self.world.main:  # whole gradients are the same everywhere and count once
-            sums["squared"] = float(squared_norm(self.parameters))
+            sums["squared"] = float(squared_norm(self.parameters, self.world.size))
         return sums
 
     def _counts(self, step: int, seconds: float) -> dict[str, Any]:
