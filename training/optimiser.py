@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # Elements that are converted to float64 at once.
 _PIECE = 1 << 22
-# Elements whose squares float32 may add up without losing small ones.
-_FEW = 1 << 13
+# Elements whose squares float32 adds up without losing small ones.
+_FEW = 1 << 14
 
 
 def learning_rate(settings: Optimiser, step: int, steps: int) -> float:
@@ -83,23 +83,20 @@ def local(tensor: Any) -> Any:
 def squared_norm(parameters: Mapping[str, Any], processes: int = 1) -> "Tensor":
     """The sum of squares of all gradients that are here, a float64 scalar.
 
-    With several ``processes`` all of it is float64, so that the clip coefficient does not depend on how gradients are cut
-    into shards; that takes four times as long.
+    In float64, so that the clip coefficient does not depend on how gradients are cut into shards. One process has no
+    shards: there pieces so short that float32 loses nothing are three times faster (on a CPU).
     """
     import torch
 
     gradients = [local(value.grad) for value in parameters.values() if value.grad is not None]
-    if processes == 1:
-        pieces = [piece for gradient in gradients for piece in gradient.flatten().split(_FEW)]
-        norms = [norm.double() for norm in torch._foreach_norm(pieces)] if pieces else []
-    else:
-        norms = [
-            torch.linalg.vector_norm(piece, dtype=torch.float64)
-            for gradient in gradients
-            for piece in gradient.flatten().split(_PIECE)
-            if piece.numel()
-        ]
-    return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+    fast = processes == 1 and all(gradient.dtype == torch.float32 and gradient.is_cpu for gradient in gradients)
+    pieces = [piece for gradient in gradients for piece in gradient.flatten().split(_FEW if fast else _PIECE)]
+    squares = [
+        torch.dot(piece, piece) if fast else torch.linalg.vector_norm(piece, dtype=torch.float64).square()
+        for piece in pieces
+        if piece.numel()
+    ]
+    return torch.stack(squares).double().sum() if squares else torch.zeros((), dtype=torch.float64)
 
 
 def clip(parameters: Mapping[str, Any], norm: float, largest: float) -> None:
