@@ -292,6 +292,7 @@ def section(bench: Bench, results: dict[str, Any], command: str) -> list[str]:
     peers = ", ".join(f"{name} {value}" for name, value in versions.items()) or "not measured"
     times = sorted(found["at"] for found in results.values())
     told = ", ".join(f"`{key}`" for key in COMMON if key != "output_dir")
+    missing = [name for name in (*REGIMES, *SINGLE) if name not in results]
     return [
         f"`{command}` ({where}). TRL's environment: {peers}.",
         f"{bench.threads} threads; model `{bench.shape}` with random weights; full fine-tuning in {bench.dtype} unless said;",
@@ -303,6 +304,7 @@ def section(bench: Bench, results: dict[str, Any], command: str) -> list[str]:
         "first. Long and short prompts: the thirds of the pairs with the longest and the shortest.",
         "",
         *tables(results),
+        *(["", f"Not measured: {', '.join(missing)}."] if missing else []),
     ]
 
 
@@ -335,10 +337,7 @@ def main() -> None:
         print(f"{name}: {time.monotonic() - began:.0f} s")
         for side, arguments in results[name].get("arguments", {}).items():
             print(f"TRL {side}, complete arguments: {json.dumps(arguments)}")
-        print("\n".join(tables({name: results[name]})))
-    if set(results) < {*REGIMES, *SINGLE}:
-        print("RESULTS.md stays as it is until all regimes are measured")
-        return
+        print("\n".join(tables({name: results[name]})), flush=True)
     command = "make bench" if given.device == "cpu" else "make bench-gpu"
     write_section(f"Speed against TRL{'' if given.device == 'cpu' else ', on a GPU'}", section(bench, results, command))
 
