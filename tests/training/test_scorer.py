@@ -225,8 +225,8 @@ def test_a_model_that_cannot_share_is_padded_with_a_message_and_right_numbers(na
     assert found.path.name == "padded" and own_attention(model) == own == found.path.attention
     assert told and told[0].startswith("the layout shared, chunked head cannot be used (alignmill_by_groups): ")
     assert all(REASONS[name] in message for message in told)
-    # a state-space model's scan runs in float32 even in the float64 copy
-    assert_right(found, ROWS, expected)
+    # a state-space model's scan runs in float32 even in the float64 copy: what it is compared with is rounded too
+    assert_right(found, ROWS, expected, 5 * SLOPE if name == "mamba" else SLOPE)
 
 
 def test_a_model_that_knows_no_other_attention_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
