@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from training.digest import canonical_json, digest_file, digest_json
+from training.optimiser import local
 from training.processes import World
 
 PARTIAL = ".partial-"
@@ -64,7 +65,7 @@ def save(
     digests: dict[str, str] = {}
     if world.main or any(_rows(tensor) is not None for tensor in tensors.values()):
         path = partial / f"rank-{world.rank:05d}.safetensors"
-        save_file({name: _here(tensor).contiguous() for name, tensor in tensors.items()}, path)
+        save_file({name: local(tensor).detach().contiguous() for name, tensor in tensors.items()}, path)
         digests[path.name] = str(digest_file(path))
         _sync(path)
     files = {name: digest for written in world.share(digests) for name, digest in written.items()}
@@ -119,7 +120,7 @@ def restore(checkpoint: Checkpoint, tensors: Mapping[str, Any]) -> None:
         ]
         for name, tensor in tensors.items():
             rows = _rows(tensor)
-            here = _here(tensor)
+            here = local(tensor).detach()
             if here.ndim == 0:
                 here.copy_(files[0].get_tensor(name))
             else:
@@ -164,11 +165,6 @@ def _rows(tensor: Any) -> tuple[int, int] | None:
     chunk = -(-tensor.shape[0] // size)
     first = min(rank * chunk, tensor.shape[0])
     return first, min(chunk, tensor.shape[0] - first)
-
-
-def _here(tensor: Any) -> Any:
-    """The part of a tensor that is in this process; the memory is shared."""
-    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
 
 
 def _whole(path: Path, world: World, log: Any) -> Checkpoint | None:

@@ -80,13 +80,13 @@ class Preference:
         """Before the first step, while the policy still is the initial one: the reference, and that it is the same model."""
         if not self.needs_reference:
             return
-        known: dict[bytes, Encoded] = {}
-        for row in [*self.rows, *self.judged, *(row for step in range(self.steps) for row in self._mismatched(step))]:
-            for key, completion in zip(keys(row), row.completions, strict=True):
-                known.setdefault(key, Encoded(row.record_id, row.prompt, (completion,)))
         rows = [*self.rows, *self.judged]
         covered = {key for row in rows for key in keys(row)}
-        rows += [row for key, row in known.items() if key not in covered]
+        for row in (row for step in range(self.steps) for row in self._mismatched(step)):
+            for key, completion in zip(keys(row), row.completions, strict=True):
+                if key not in covered:
+                    covered.add(key)
+                    rows.append(Encoded(row.record_id, row.prompt, (completion,)))
         with without_adapters(self.scorer.model):
             self.totals = reference_totals(model, self.scorer, rows, self.profile, world, self.caches, self.log)
         worst = check_start(model, self.scorer, self.rows, self.totals, self.profile, world)
@@ -277,10 +277,11 @@ def run(job: dict[str, Any], log: Log) -> None:
     model = with_lora(load_model(source, profile, settings.lora), settings.lora, job["seed"])
     log({"type": "facts", "facts": token_facts(model)})
     scorer = make_scorer(model, [*rows, *replay], profile, log)
-    bits = settings.lora.bits if settings.lora else None
-    weights = model_digest(source, profile, scorer.path.attention, bits)
-    folders = [Path(job["checkpoints"], "reference"), *([Path(job["cache"])] if job.get("cache") else [])]
-    caches = [Cache(folder / weights, log) for folder in folders]
+    caches = []
+    if any(term.loss.needs_reference for term in settings.terms):
+        weights = model_digest(source, profile, scorer.path.attention, settings.lora.bits if settings.lora else None)
+        folders = [Path(job["checkpoints"], "reference"), *([Path(job["cache"])] if job.get("cache") else [])]
+        caches = [Cache(folder / weights, log) for folder in folders]
     order = plan(job["seed"], len(kept), settings.batch, steps=settings.steps, epochs=settings.epochs)
     objective = Preference(settings, kept, replay, order, scorer, profile, caches, log, judged)
     finish(job, log, settings, profile, world, scorer, objective, tokenizer)

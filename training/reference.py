@@ -184,6 +184,7 @@ def check_start(
     if not bool((excess <= 0).all()):
         raise RuntimeError(
             f"before the first step the policy gives a completion {float(found[worst]):.6g} nats and the reference "
-            f"{float(expected[worst]):.6g}: the reference is not the initial policy (other weights, kernels or dtype)"
+            f"{float(expected[worst]):.6g}: the reference is not the initial policy (other weights, kernels or dtype). "
+            "Delete cache/reference in the workspace and run again; if it comes again, train with layout: padded"
         )
     return float(difference.max())

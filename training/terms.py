@@ -70,11 +70,11 @@ class Pairs(View):
                 start + i,
                 start + j,
                 row.grades[i] - row.grades[j] if row.kind == "score" else float("nan"),
-                row.weight / n,
+                row.weight / len(places),
             )
             for start, row in _starts(rows)
-            for n in [len(views.pairs(row))]
-            for i, j in views.pairs(row)
+            for places in [views.pairs(row)]
+            for i, j in places
         ]
         device = flat.policy.total.device
         better, worse = (torch.tensor([pair[k] for pair in found], dtype=torch.long, device=device) for k in (0, 1))

@@ -339,6 +339,8 @@ def main() -> None:
             print(f"TRL {side}, complete arguments: {json.dumps(arguments)}")
         print("\n".join(tables({name: results[name]})), flush=True)
     command = "make bench" if given.device == "cpu" else "make bench-gpu"
+    if given.only:
+        command = "python -m tests.benchmarks.speed --data FOLDER --peer PYTHON --only REGIME"
     write_section(f"Speed against TRL{'' if given.device == 'cpu' else ', on a GPU'}", section(bench, results, command))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from training.data.encode import Encoded
+from training.data.split import digest_in_holdout
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ def set_aside(rows: Sequence[Encoded], share: float) -> tuple[list[Encoded], lis
     ``share``. It depends on the prompt alone, so that equal prompts stay together whatever else is there."""
 
     def judged(row: Encoded) -> bool:
-        digest = hashlib.sha256(f"alignmill set aside {row.prompt}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") < share * 2.0**64
+        return digest_in_holdout(hashlib.sha256(f"alignmill set aside {row.prompt}".encode()).hexdigest(), share)
 
     return [row for row in rows if not judged(row)], [row for row in rows if judged(row)]
 
