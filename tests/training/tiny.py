@@ -1,7 +1,7 @@
 """Twelve pairs and twelve examples, written as the snapshot and selection that a job reads; and jobs over them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,3 +99,20 @@ def stop_at(step: int, events: list[dict[str, Any]]) -> Callable[[dict[str, Any]
 
 def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
+
+
+def stored(root: Path, name: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Lines as a snapshot of which all is selected for training."""
+    (root / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    write_snapshot([Source(path=f"{name}.jsonl")], root, root / name)
+    rows = list(read_snapshot(root / name))
+    write_selection([Selected(name, i, row.id, "train") for i, row in enumerate(rows)], root / f"{name}.parquet")
+    return {"parts": {name: str(root / name)}, "selection": str(root / f"{name}.parquet")}
+
+
+def ratings_only(root: Path) -> dict[str, Any]:
+    return stored(
+        root,
+        "ratings",
+        [{"prompt": f"What is {i}?", "completions": [{"text": f"it is {i}", "label": i % 2 == 0}]} for i in range(8)],
+    )
