@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from training.budget import free_memory, out_of_memory
 from training.data.batches import micro_batches, share_out
 from training.data.encode import Encoded
 from training.digest import digest_bytes, digest_file, digest_json
@@ -113,7 +114,7 @@ def score_rows(
     flat = torch.zeros(starts[-1])
     with judging(model, profile):
         for micro in share_out(cut, world.size)[world.rank]:
-            totals = model(scorer.batch(micro))[0].float().cpu()
+            totals = _totals(model, scorer, micro, world)
             first = 0
             for row in micro:
                 if id(row) in place:  # a repeat that only keeps the processes in step is a row of its own
@@ -121,6 +122,24 @@ def score_rows(
                     flat[at : at + len(row.completions)] = totals[first : first + len(row.completions)]
                 first += len(row.completions)
     return list(torch.split(world.sum(flat), [len(row.completions) for row in rows]))
+
+
+def _totals(model: Any, scorer: Scorer, micro: Sequence[Encoded], world: World) -> "Tensor":
+    """Totals of a micro-batch, a float32 CPU tensor; one that memory is too small for is cut in two.
+
+    Several processes go on in step only, so there it fails, as a training step does.
+    """
+    import torch
+
+    try:
+        totals: Tensor = model(scorer.batch(micro))[0].float().cpu()
+        return totals
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if world.size > 1 or len(micro) < 2 or not out_of_memory(error):
+            raise
+    free_memory()  # here and not in the handler: the exception holds what the failed pass had made
+    middle = len(micro) // 2
+    return torch.cat([_totals(model, scorer, part, world) for part in (micro[:middle], micro[middle:])])
 
 
 def reference_totals(

@@ -23,7 +23,7 @@ from tests.training.workers import ignore
 from training import preference, reference
 from training.models import load_model
 from training.processes import World
-from training.reference import Cache, check_start, keys, model_digest, reference_totals, row_key
+from training.reference import Cache, check_start, keys, model_digest, reference_totals, row_key, score_rows
 from training.scorer import Scorer, make_scorer
 from training.settings import Profile
 
@@ -292,6 +292,32 @@ def test_several_processes_score_a_share_each_and_one_writes(scorer: Scorer, tmp
     found = naive.together(3, again)
     assert found[0] == found[1] == found[2]
     assert all(events[-1]["facts"]["reference_computed"] == 0 for events in told)
+
+
+def test_a_micro_batch_that_memory_is_too_small_for_is_cut_in_two(scorer: Scorer) -> None:
+    asked: list[int] = []
+
+    class Small(torch.nn.Module):
+        """Has memory for so many tokens."""
+
+        def __init__(self, limit: int) -> None:
+            super().__init__()
+            self.limit = limit
+
+        def forward(self, batch: Any) -> Any:
+            asked.append(batch.tokens)
+            if batch.tokens > self.limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return scorer(batch)
+
+    rows = [row for row in ROWS if scorer.batch([row]).tokens <= 40]
+    whole = score_rows(scorer, scorer, rows, Profile(threads=1), World())
+    halved = score_rows(Small(40), scorer, rows, Profile(threads=1), World())
+    assert len(rows) > 2 and max(asked) > 40 >= min(asked)
+    for one, other in zip(whole, halved, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        score_rows(Small(0), scorer, rows, Profile(threads=1), World())
 
 
 def test_a_wrong_number_in_a_whole_file_is_noticed_at_the_start(scorer: Scorer, tmp_path: Path) -> None:
