@@ -238,6 +238,7 @@ def tables(results: dict[str, Any]) -> list[str]:
              "|---|---|---:|---:|---|---:|---:|---|"]  # fmt: skip
     tokens = ["| regime | padded (TRL) | real | unique | computed by ours | padded/unique, of all batches |",
               "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+    limits: list[str] = []
     for key, regime in REGIMES.items():
         if key not in results:
             continue
@@ -257,7 +258,12 @@ def tables(results: dict[str, Any]) -> list[str]:
             f"| {regime.title} | {count['padded']:,} | {count['real']:,} | {count['unique']:,} | {count['computed']:,} | "
             f"{count['padding']:.2f} |"
         )
-    return [*times, "", *singles(results), "", "Tokens of the batches of one turn:", "", *tokens]
+        if "packed" in regime.bounds:
+            limits.append(
+                f"{regime.title}: {count['real']:,} tokens without sharing are {count['computed']:,} with it, so that no "
+                f"more than {count['real'] / count['computed']:.2f} times can be gained on the layout `packed`."
+            )
+    return [*times, "", *singles(results), "", "Tokens of the batches of one turn:", "", *tokens, "", *limits]
 
 
 def singles(results: dict[str, Any]) -> list[str]:
