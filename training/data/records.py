@@ -57,14 +57,25 @@ class Completion:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a record stands: the file as the experiment names it, the line (or element) from 1, the licence."""
+    """Where a record stands (the file as the experiment names it, the line or element from 1) and what was declared of it.
+
+    ``subject``: whom it is about; ``legal_basis`` as in GDPR Art. 6; ``expires`` (of the consent) and ``collected_at`` are ISO 8601.
+    """
 
     source: str
     line: int
     licence: str | None = None
+    subject: str | None = None
+    consent: str | None = None
+    legal_basis: str | None = None
+    purpose: str | None = None
+    expires: str | None = None
+    collected_at: str | None = None
 
     def payload(self) -> dict[str, Any]:
-        return {"source": self.source, "line": self.line, "licence": self.licence}
+        """JSON object: source, line, licence, and of the others those that were declared."""
+        declared = {name: value for name, value in vars(self).items() if value is not None}
+        return {"licence": None, **declared}
 
 
 @dataclass(frozen=True)
