@@ -49,7 +49,21 @@ class Source(Settings):
 
     path: str | None = Field(default=None, min_length=1)
     hub: Hub | None = None
-    form: Literal["pairs", "transcripts", "graded", "labelled", "completion", "messages", "conversations", "instruction", "text", "sentences"] | None = None
+    form: (
+        Literal[
+            "pairs",
+            "transcripts",
+            "graded",
+            "labelled",
+            "completion",
+            "messages",
+            "conversations",
+            "instruction",
+            "text",
+            "sentences",
+        ]
+        | None
+    ) = None
     columns: dict[str, str] = {}
     licence: str | None = None
     subject: str | None = None
