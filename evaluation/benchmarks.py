@@ -41,7 +41,7 @@ def run(job: Mapping[str, Any], log: Log) -> None:
     if todo:
         prepare_process(job["profile"])
         with tempfile.TemporaryDirectory(prefix="alignmill-") as temporary:
-            prepared = _Tasks(benchmarks, Path(job.get("work") or temporary))
+            prepared = Tasks(benchmarks, Path(job.get("work") or temporary))
             for label in dict.fromkeys(pair["model"] for pair in todo):
                 judged = _language_model(Path(job["inputs"][label]), settings, job["profile"])
                 for pair in (pair for pair in todo if pair["model"] == label):
@@ -55,7 +55,7 @@ def run(job: Mapping[str, Any], log: Log) -> None:
     log({"type": "progress", "done": done, "total": total, "message": "benchmarks finished"})
 
 
-class _Tasks:
+class Tasks:
     """lm-eval's task objects, built once and used for every model."""
 
     def __init__(self, benchmarks: Mapping[str, Benchmark], cache: Path) -> None:
@@ -113,7 +113,7 @@ def _language_model(folder: Path, settings: BenchmarkSettings, profile: Mapping[
 
 
 def _evaluate(
-    judged: Any, prepared: _Tasks, benchmark: Benchmark, settings: BenchmarkSettings, seed: int, output: Path
+    judged: Any, prepared: Tasks, benchmark: Benchmark, settings: BenchmarkSettings, seed: int, output: Path
 ) -> dict[str, float]:
     from lm_eval import evaluator
 

@@ -17,6 +17,7 @@ from tasks.dag import (
     snapshot_data,
     train_warm_start,
     validate_data,
+    write_texts,
 )
 from tasks.outcome import Outcome, publish
 from tasks.preflight import preflight
@@ -38,7 +39,8 @@ def align(experiment: str, profile: str | None = None) -> Outcome:
     settings, log = e.model_dump(mode="json"), get_run_logger().info
     with open_run(e.name, e.digest, e.seed, loaded.root, machine, settings, flow_run.id, log) as run:
         snapshots = snapshot_data(run, e.data)
-        data = validate_data(run, e.validation, e.data, snapshots)
+        texts = write_texts(run, e.benchmarks)
+        data = validate_data(run, e.validation, e.data, snapshots, texts, e.model, e.max_tokens)
         base = prepare_base(run, e.model, data)
         warm_start = train_warm_start(run, e.sft, base, data)
         policy = optimize_preferences(run, e.preference, warm_start, data)

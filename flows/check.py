@@ -6,24 +6,25 @@ Nothing is written into the workspace, which need not exist; neither Prefect, ML
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from flows.costs import SETUP, duration, estimates, gib
+from flows.costs import estimates, gib
 from flows.experiment import Experiment, load_experiment, load_profile
+from flows.looking import Looking, look_at_texts
 from tasks.benchmarks import Scores, questions
-from tasks.data import Data, Snapshots, parts_of, snapshot_step, validation_step
+from tasks.data import Data, Snapshots, parts_of, segment_cache, snapshot_step
 from tasks.lineage import merkle
-from tasks.lineage.step import Step, StepResult, find
-from tasks.lineage.store import Artifact, Store
+from tasks.lineage.step import StepResult
+from tasks.lineage.store import Artifact
 from tasks.models import base_step, preference_step, warm_start_step
-from tasks.preflight import preflight
+from tasks.preflight import data_problems, preflight
 from tasks.promotion import Rival, gate_step
 from tasks.refusals import refusal, training_records
-from tasks.run import Context
+from tasks.validation import prepare
 from tasks.workspace import Workspace
 from training.digest import Digest
 from training.models import local_folder
@@ -32,36 +33,6 @@ from training.settings import Refused
 CACHED, RUNS, CHANGED = "cached", "will run", "will run (an input changes)"
 _MEASURED = 400  # rows a part whose tokens are counted
 _HASHED = 4 * 2**30  # bytes of a base model that are hashed to look a step up; a larger one is not
-
-
-class _ReadOnly(Store):
-    """A store that is only looked at: what a full check found is not remembered."""
-
-    def _remember(self, artifact: Artifact, manifest: Any) -> None:
-        pass
-
-
-@dataclass
-class Looking(Context):
-    """A context whose ``find`` leaves the workspace as it is; what it would warn about is kept."""
-
-    warnings: list[str] = field(default_factory=list)
-
-    def find(self, step: Step) -> StepResult | None:
-        try:
-            return find(_ReadOnly(self.workspace.store.root), step, self.warn)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self.warn(f"the record of step {step.name} cannot be read ({error}); a run will stop there: move it away")
-        return None
-
-    def warn(self, text: str) -> None:
-        if text not in self.warnings:
-            self.warnings.append(text)
-
-    def manifests(self, name: str) -> list[Path]:
-        """The recorded executions of a step, the newest first."""
-        folder = self.workspace.store.root / "steps" / name
-        return sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime)
 
 
 def check(experiment: str, profile: str | None = None) -> dict[str, Any]:
@@ -79,7 +50,7 @@ def check(experiment: str, profile: str | None = None) -> dict[str, Any]:
         problems.append(str(refusal))
     with TemporaryDirectory(prefix="alignmill-check-") as temporary:
         seen = None
-        if all((loaded.root / s.path).is_file() for sources in parts_of(e.data).values() for s in sources):
+        if not data_problems(loaded.root, e.data):
             seen = look_at_data(look, e, Path(temporary), problems)
         if seen is not None and not problems:
             losses_that_refuse(look, e, seen, problems)
@@ -97,6 +68,8 @@ def check(experiment: str, profile: str | None = None) -> dict[str, Any]:
         "file": str(loaded.path),
         "workspace": str(look.workspace.home),
         "data": {name: seen.report["parts"][name] for name in parts_of(e.data)},
+        "measures": seen.report["measures"],
+        "benchmarks": seen.report["benchmarks"],
         "plan": plan,
         "compare": compared,
         "estimates": costs,
@@ -113,6 +86,7 @@ class Seen:
 
     snapshots: Snapshots
     recorded: Mapping[str, StepResult | None]
+    texts: StepResult | None
     validation: StepResult | None
     report: Mapping[str, Any]
 
@@ -120,14 +94,14 @@ class Seen:
         """What training sees; before validation is recorded, all readable records of the preferences."""
         if self.validation is not None:
             return training_records(Data(self.snapshots, self.validation))
-        from training.data.snapshot import read_snapshot
+        from training.data.stored import read_snapshot
 
         rows = read_snapshot(self.snapshots.parts["preferences"].path, ("id", "payload", "reason"))
         return (row.record for row in rows if row.reason is None)
 
     def sample(self, part: str) -> list[Any]:
         """Some hundred readable records of a part, from its first rows."""
-        from training.data.snapshot import read_snapshot
+        from training.data.stored import read_snapshot
 
         rows = islice(read_snapshot(self.snapshots.parts[part].path, ("id", "payload", "reason")), 2000)
         records = [row.record for row in rows if row.reason is None]
@@ -147,23 +121,27 @@ def look_at_data(look: Looking, e: Experiment, temporary: Path, problems: list[s
                 digest, path = Digest.parse(done.facts["root"]), done["snapshot"].path
             else:
                 path = temporary / name
-                digest = merkle.root(write_snapshot(sources, look.root, path).leaves())
+                made = write_snapshot(sources, look.root, path, segment_cache(look), look.profile.threads)
+                digest = merkle.root(made.leaves())
             parts[name] = Artifact("snapshot", path, digest)
         except Refused as refusal:
             problems.append(f"data.{name}: {refusal}")
     if len(parts) < len(parts_of(e.data)):
         return None
     roots = {name: part.digest for name, part in parts.items()}
-    validation = look.find(validation_step(look, e.validation, e.data, roots))
+    paths = {name: part.path for name, part in parts.items()}
+    texts, file = look_at_texts(look, e.benchmarks, temporary)
+    prepared = prepare(look, e.validation, e.data, paths, roots, file, e.model, e.max_tokens)
+    validation = look.find(prepared.step)
     if validation is not None:
         report = dict(validation.facts)
     else:
         from training.data import expectations
 
-        paths = {name: part.path for name, part in parts.items()}
-        report = expectations.check(paths, e.validation, e.data.holdout).as_json()
+        context = replace(prepared.context, cache=temporary / "facts")
+        report = expectations.check(paths, e.validation, e.data.holdout, context).as_json()
         problems += [f"data: {refusal}" for refusal in report["refusals"]]
-    return Seen(Snapshots(parts, roots, ()), recorded, validation, report)
+    return Seen(Snapshots(parts, roots, ()), recorded, texts, validation, report)
 
 
 def losses_that_refuse(look: Looking, e: Experiment, seen: Seen, problems: list[str]) -> None:
@@ -198,6 +176,8 @@ def plan_steps(look: Looking, e: Experiment, seen: Seen, found: dict[str, StepRe
 
     for name, done in seen.recorded.items():
         state(f"snapshot-{name}", done)
+    if e.benchmarks.names:
+        state("texts", seen.texts)
     state("validate", seen.validation)
     data = Data(seen.snapshots, seen.validation) if seen.validation else None
     base = warm = policy = None
@@ -273,51 +253,3 @@ def _decided(look: Looking, e: Experiment, answers: Mapping[str, Artifact]) -> b
             if all(ours[key] == value for key, value in step.items()):
                 return True
     return False
-
-
-# ------------------------------------------------------------------------------------------------ for people
-
-
-def show(value: dict[str, Any]) -> None:
-    """Print what ``check`` found, on standard output."""
-    from tasks.console import table
-
-    print(f"experiment {value['experiment']} ({value['digest'][7:19]}), {value['file']}\n")
-    counts = ("rows", "kept", "kept_train", "kept_holdout", "quarantined")
-    parts = value["data"].items()
-    table(
-        ["data", "rows", "kept", "train", "holdout", "quarantined"],
-        [[n, *(f"{p[c]:,}" for c in counts)] for n, p in parts],
-    )
-    for name, part in parts:
-        broken = ", ".join(f"{rule} {n:,}" for rule, n in part["rules"].items() if n)
-        print(*([f"  {name}: rows that break a rule: {broken}"] if broken else []), end="\n" if broken else "")
-    print("\nplan (a step whose inputs come out the same after all is reused)")
-    width = max(len(entry["step"]) for entry in value["plan"]) + 2
-    for entry in value["plan"]:
-        note = f"  ({entry['note']})" if "note" in entry else ""
-        print(f"  {entry['step']:<{width}}{entry['state']}{note}")
-    if value["compare"]:
-        told = ", ".join(f"{entry['candidate']} {entry['state']}" for entry in value["compare"])
-        print(f"  alignmill compare: {told}")
-    if value["estimates"]:
-        _show_estimates(value["estimates"])
-    for warning in value["warnings"]:
-        print(f"warning: {warning}")
-
-
-def _show_estimates(costs: dict[str, Any]) -> None:
-    print(f"\nmodel: {costs['parameters']:,} parameters; all that follows are estimates")
-    for name, cost in costs["training"].items():
-        trained = (
-            f", {cost['trained_parameters']:,} trained" if cost["trained_parameters"] != costs["parameters"] else ""
-        )
-        more = cost["tokens_per_step"] - cost["unique_tokens_per_step"]
-        repeated = f" ({more:,} of them repeated or padding)" if more else ""
-        print(
-            f"  {name}: {cost['steps']:,} steps of {cost['batch']} rows, about {cost['tokens_per_step']:,} tokens each"
-            f"{repeated}{trained}; {gib(cost['memory'])} of memory; {duration(cost['seconds'])} by {cost['from']}"
-        )
-    print(f"  disk: {gib(costs['disk']['bytes'])} more; {gib(costs['disk']['free'])} are free")
-    spent = ", ".join(f"{name} {duration(value)}" for name, value in costs["seconds"].items() if name != "total")
-    print(f"  time: {duration(costs['seconds']['total'])} ({spent}, start {duration(SETUP)})")

@@ -98,7 +98,8 @@ def _init(options: argparse.Namespace) -> tuple[Any, Callable[[], None]]:
 
 
 def _check(options: argparse.Namespace) -> tuple[Any, Callable[[], None]]:
-    from flows.check import check, show
+    from flows.check import check
+    from flows.show import show
 
     value = check(options.experiment, options.profile)
     return value, lambda: show(value)

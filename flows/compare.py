@@ -16,6 +16,7 @@ from tasks.dag import (
     snapshot_data,
     train_warm_start,
     validate_data,
+    write_texts,
 )
 from tasks.preflight import preflight
 from tasks.run import open_run
@@ -39,7 +40,8 @@ def compare(experiment: str, losses: Sequence[str] | None = None, profile: str |
     settings, log = e.model_dump(mode="json"), get_run_logger().info
     with open_run(e.name, e.digest, e.seed, loaded.root, machine, settings, flow_run.id, log, "compare") as run:
         snapshots = snapshot_data(run, e.data)
-        data = validate_data(run, e.validation, e.data, snapshots)
+        texts = write_texts(run, e.benchmarks)
+        data = validate_data(run, e.validation, e.data, snapshots, texts, e.model, e.max_tokens)
         base = prepare_base(run, e.model, data)
         warm_start = train_warm_start(run, e.sft, base, data)
         policies = sort_out(run, candidates, warm_start, data)

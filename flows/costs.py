@@ -11,13 +11,14 @@ from flows.experiment import Experiment
 from tasks import estimate, shapes
 from tasks.benchmarks import include_folder
 from tasks.models import reference_cache
-from training.data.records import graded, pairs, sft
+from training.data.records import graded, pairs, sft, teaches
 from training.digest import Digest
 from training.models import local_folder
 from training.settings import Optimiser, PreferenceSettings
 
 if TYPE_CHECKING:
-    from flows.check import Looking, Seen
+    from flows.check import Seen
+    from flows.looking import Looking
 
 SETUP = 8.0  # seconds: Prefect's server and MLflow's database
 
@@ -35,8 +36,10 @@ def estimates(
         return {}
     part, profile = "sft" if "sft" in seen.snapshots.parts else "preferences", look.profile
     preferences, examples = seen.sample("preferences"), seen.sample(part)
-    best = [(record.prompt, [sft(record).completion]) for record in examples if record.completions]
-    all_graded = [(r.prompt, [c.text for c, _ in graded(r)[1]]) for r in preferences if pairs(r)]
+    best = [(record.prompt, [sft(record).completion]) for record in examples if teaches(record)]
+    all_graded = [
+        (r.prompt, [c.text for c, _ in graded(r)[1]]) for r in preferences if pairs(r) or graded(r)[0] == "label"
+    ]
     texts = [text for prompt, completions in best for text in (*(m.content for m in prompt), *completions)]
     count = estimate.token_counter(texts, e.model.new.vocabulary if e.model.new else 0, folder)
     each = 2 if e.model.new else 5
@@ -59,9 +62,9 @@ def estimates(
         cost |= {"seconds": done, "from": "an earlier run"} if done else {"from": "this machine's speed"}
         costs[name] = cost
         _warn_of_training(look, name, settings, cost, shape)
-    held = sum(count["pairs_holdout"] for count in counts.values())
+    held = sum(count["pairs_holdout"] + count["rated_holdout"] for count in counts.values())
     if held < 20:
-        look.warn(f"only {held} pairs are held out; the gate can show little with fewer than 20")
+        look.warn(f"only {held} preferences are held out; the gate can show little with fewer than 20")
     seconds = {name: cost["seconds"] for name, cost in costs.items()}
     seconds |= {"validate": 2.0 + 0.0005 * seen.report["rows"]} | ({"base": estimate.START} if e.model.new else {})
     seconds["benchmarks"] = _benchmark_seconds(look, e, shape, costs, held, speed)

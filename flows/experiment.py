@@ -77,6 +77,12 @@ class Experiment(Settings):
             raise Refused(f"--losses: no candidate {unknown[0]!r}{_meant(unknown[0], list(known))}")
         return {label: known[label] for label in dict.fromkeys(labels)}
 
+    @property
+    def max_tokens(self) -> dict[str, int]:
+        """How many tokens a row of each part of the data may have before training cuts it."""
+        learnt = (self.sft or self.preference).max_tokens
+        return {"preferences": self.preference.max_tokens, "sft": learnt, "holdout": self.preference.max_tokens}
+
     @cached_property
     def canonical(self) -> bytes:
         return canonical_json(self.model_dump(mode="json"))

@@ -7,15 +7,16 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import yaml
 
 from flows.experiment import load_experiment
+from flows.template import BASE, FILE, LORA, LOSSES, NEW, aligned
 from tasks.estimate import percentile, row_of, token_counter
 from tasks.preflight import preflight
 from tasks.shapes import folder_shape
+from training.data.forms import SFT_FORMS
 from training.data.records import Record, graded, pairs
 from training.data.sources import read
 from training.data.split import digest_in_holdout, prompt_digest
@@ -26,7 +27,6 @@ COUNTED = 4000  # rows read at most; a longer file is counted no further
 _MEASURED = 400  # rows whose tokens are counted
 _HELD = 20  # prompts that a holdout should have
 _SFT_STEPS, _PREFERENCE_STEPS = 400, 200  # at most: minutes on a laptop
-_SFT_ONLY = ("completion", "messages")
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,22 @@ class Look:
     def pairs(self) -> int:
         return sum(len(pairs(record)) for record in self.records)
 
+    @property
+    def labels(self) -> Counter[bool]:
+        """How many completions are labelled good and bad."""
+        return Counter(c.label for record in self.records for c in record.completions if c.label is not None)
+
+    @property
+    def judged(self) -> list[Record]:
+        """The records that can be learnt from: those with a pair, or of labelled data without pairs those with a label."""
+        kept = [record for record in self.records if pairs(record)]
+        return kept or [record for record in self.records if graded(record)[0] == "label"]
+
 
 def write_experiment(data: str, output: str | None = None, base: str | None = None) -> dict[str, Any]:
     """Write an experiment file for the preference data in ``data`` and say what it holds.
 
-    Raises Refused where the data hold no preferences, where ``base`` is no model folder, and where the file exists.
+    Raises Refused where the data hold no preferences and no labels, where ``base`` is no model folder, and where the file exists.
     """
     source = Path(data)
     name = experiment_name(source)
@@ -102,16 +113,16 @@ def look_at(data: Path) -> Look:
     lines = list(islice(reading.lines, COUNTED + 1))
     records = tuple(line.content for line in lines[:COUNTED] if isinstance(line.content, Record))
     look = Look(reading.form, min(len(lines), COUNTED), len(lines) <= COUNTED, records)
-    if look.form in _SFT_ONLY:
+    if look.form in SFT_FORMS:
         raise Refused(
             f"{data}: form '{look.form}' has one completion a prompt and no preference; preference data are needed: "
-            "'prompt' with 'chosen' and 'rejected', transcripts 'chosen' and 'rejected', or 'prompt' with graded "
-            "'completions'. Give such a file; this one can be added to the experiment as data.sft"
+            "'prompt' with 'chosen' and 'rejected', transcripts 'chosen' and 'rejected', 'prompt' with graded 'completions', "
+            "or 'prompt' and 'completion' with a 'label'. Give such a file; this one can be added to the experiment as data.sft"
         )
-    if not look.pairs:
+    if not look.pairs and len(look.labels) < 2:
         raise Refused(
             f"{data}: none of {look.rows:,} rows (form '{look.form}') prefers one completion to another; grade at "
-            "least two completions of a prompt differently ('score', 'rank' or 'label')"
+            "least two completions of a prompt differently ('score', 'rank' or 'label'), or label some rows true and some false"
         )
     return look
 
@@ -163,102 +174,11 @@ def _scalar(value: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ the text
 
-_FILE = Template("""\
-# Written by alignmill init from $seen $rows rows of the data: form '$form', $pairs pairs.
-# 95 of 100 rows have at most $usual tokens. What a run would do: alignmill check FILE; then: alignmill run FILE
-name: $name
-seed: 1  # everything random follows from it
-
-model:
-$model
-
-data:
-  preferences:  # one or more files; paths are relative to this file
-    - {path: $data}  # add 'licence: MIT' (or whichever it is) for the record
-  # sft: [{path: answers.jsonl}]  # rows of prompt and completion; without it SFT learns the preferred completions
-  holdout: {share: $share}  # share of the prompts that no training step sees
-
-validation:
-  max_quarantined: 0.2  # refuse the data where more of its rows than this are faulty
-  too_long: warn  # stop, quarantine or warn; every other rule has such a key too
-
-sft:  # the warm start; leave the section out where the model already answers well
-  steps: $sft_steps  # optimiser steps (or 'epochs' in its place); at most 400 to begin with
-  batch: $sft_batch  # rows a step
-  learning_rate: $sft_rate  # peak, after warm-up; then along a cosine to 0
-  max_tokens: $tokens  # $inside of the rows fit; longer ones are cut
-$lora
-preference:
-  loss: $loss
-  # or one of: $others
-  $length
-  batch: $batch  # prompts a step, each with all its completions
-  learning_rate: $rate  # well below that of SFT
-  sft_weight: 1.0  # adds the chosen completion's likelihood, against collapse (RPO's alpha)
-  replay: $replay  # SFT rows beside the pairs of every step, against forgetting
-  max_tokens: $tokens  # as above
-$lora
-# compare:  # for 'alignmill compare FILE': complete settings per loss, trained from one warm start, in one table
-#   - {loss: $plain, sft_weight: 1.0,
-#      $same}
-#   - {loss: $another, sft_weight: 1.0,
-#      $same}
-
-benchmarks:  # besides held-out pairs and generations, which are always judged
-  names: []  # lm-evaluation-harness benchmarks, such as [blimp_causative, arc_easy]
-  # include: benchmarks  # a folder with benchmark YAML files of your own
-  # limit: 200  # at most so many items of each
-  samples: {prompts: 64, max_new_tokens: $generated}  # generations on held-out prompts
-
-gate:  # every rule must pass before a version becomes champion
-  floors:  # whoever is champion
-    - {metric: holdout/preference_accuracy, minimum: 0.5}  # 0.5 is chance; raise it when you know the task
-  improve:  # shown to be better than the champion (paired test, alpha 0.05)
-    - {metric: holdout/preference_accuracy}
-  guards:  # shown to be no worse than the champion by the margin
-    - {metric: holdout/chosen_logps, margin: 0.1}  # nats per token of the preferred completions
-    # - {metric: arc_easy/acc, margin: 0.02}  # the same for a benchmark named above
-
-registry:
-  model: $name  # the registered model that gets a version per run
-""")
-# By what the data grade with: the loss to begin with (and its comment), others that fit, and one to compare it with.
-_LOSSES = {
-    "rank": (
-        "{name: dpo, beta: 0.1}",
-        "a smaller beta lets the policy go further away from the warm start",
-        "ipo, hinge, robust (wrong labels), dpop, apo_zero; without a reference simpo, cpo, orpo",
-        "{name: ipo, tau: 0.5}",
-    ),
-    "score": (
-        "{name: dpo, beta: 0.1}",
-        "over all pairs of better and worse completions of a prompt, which weigh one together",
-        "odpo (counts by how much one is better), listwise or rrhf (the whole ranking), ipo, orpo",
-        "{name: listwise, beta: 0.1}",
-    ),
-    "label": (
-        "{name: kto, beta: 0.1}",
-        "judges each completion by its own label; lambda_desirable weighs the good ones",
-        "dpo, ipo, orpo (for prompts that have a good and a bad completion)",
-        "{name: dpo, beta: 0.1}",
-    ),
-}
-_NEW = """\
-  new:  # a small model made from the seed; or 'base: FOLDER' in its place
-    layers: {layers}
-    hidden: {hidden}  # width
-    heads: {heads}
-    vocabulary: {vocabulary}  # byte-level BPE, learnt from the training text
-    context: {context}  # tokens of prompt and completion together"""
-_BASE = "  base: {}  # a folder with config.json, *.safetensors and tokenizer files"
-_LORA = (
-    "  # lora: {rank: 16, alpha: 32.0}  # trains adapters only, in less memory; with a 10 times higher learning rate\n"
-)
-
 
 def _text(name: str, look: Look, data: str, folder: Path | None, base: str | None) -> str:
-    useful = [record for record in look.records if pairs(record) and record.prompt]
-    digests = [prompt_digest(record.prompt) for record in useful]
+    useful = look.judged
+    # As the split does it: a record without a prompt stands for itself.
+    digests = [prompt_digest(record.prompt) if record.prompt else record.id for record in useful]
     share = holdout_share(digests)
     train = [record for record, digest in zip(useful, digests, strict=True) if not digest_in_holdout(digest, share)]
     sample = train[:: max(1, len(train) // _MEASURED)][:_MEASURED]
@@ -279,17 +199,18 @@ def _text(name: str, look: Look, data: str, folder: Path | None, base: str | Non
         duration = f"steps: {_PREFERENCE_STEPS}"
         note = f"of {batch} prompts; 'epochs: 1' in its place takes every prompt once"
     kinds = Counter(graded(record)[0] for record in useful)
-    loss, why, others, another = _LOSSES[kinds.most_common(1)[0][0]]
+    loss, why, others, another = LOSSES[kinds.most_common(1)[0][0] if look.pairs else "label alone"]
     rate, replay = ("2e-4", 4) if base is None else ("1e-6", 0)
     new = NewModel(vocabulary=vocabulary, context=max(256, 2 * tokens))
-    text = _FILE.substitute(
+    text = FILE.substitute(
         seen="all" if look.whole else "the first",
         rows=f"{look.rows:,}",
         form=look.form,
-        pairs=f"{look.pairs:,}",
+        judged=f"{look.pairs:,} pairs" if look.pairs else f"{look.labels[True]:,} good and {look.labels[False]:,} bad",
+        judge="preference_accuracy" if look.pairs else "desirable_auc",
         usual=f"{usual:,}",
         name=_scalar(name),
-        model=_NEW.format(**new.model_dump()) if base is None else _BASE.format(_scalar(base)),
+        model=NEW.format(**new.model_dump()) if base is None else BASE.format(_scalar(base)),
         data=_scalar(data),
         share=f"{share:g}",
         sft_steps=max(1, min(_SFT_STEPS, math.ceil((5 if base is None else 1) * len(train) / rows))),
@@ -297,7 +218,7 @@ def _text(name: str, look: Look, data: str, folder: Path | None, base: str | Non
         sft_rate="3e-3" if base is None else "1e-5",
         tokens=tokens,
         inside=f"{sum(size <= tokens for size in lengths) / len(lengths):.0%}",
-        lora="" if base is None else _LORA,
+        lora="" if base is None else LORA,
         loss=f"{loss}  # {why}",
         others=others,
         length=f"{duration}  # {note}",
@@ -309,10 +230,4 @@ def _text(name: str, look: Look, data: str, folder: Path | None, base: str | Non
         replay=replay,
         generated=min(128, tokens // 2),
     )
-    return "".join(_aligned(line) for line in text.splitlines(keepends=True))
-
-
-def _aligned(line: str) -> str:
-    """The comment behind a value at one column, where the value leaves room."""
-    body, mark, note = line.rpartition("  # ")
-    return line if not mark or line.lstrip().startswith("#") else f"{body:<27}  # {note}"
+    return "".join(aligned(line) for line in text.splitlines(keepends=True))

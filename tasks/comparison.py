@@ -253,7 +253,8 @@ def _shown(policies: Policies, scores: Scores) -> list[Shown]:
 
 
 def _pairs(scores: Scores) -> int:
-    return max((result.scores[f"{BENCHMARK}/margin"].n for result in scores.results.values()), default=0)
+    judged = (result.scores.get(f"{BENCHMARK}/margin") for result in scores.results.values())
+    return max((score.n for score in judged if score is not None), default=0)
 
 
 def _to_mlflow(run: Run, path: Path, comparison: Comparison) -> None:

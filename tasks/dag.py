@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from tasks import benchmarks, data, models, promotion
+from tasks import benchmarks, data, models, promotion, validation
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +38,8 @@ def as_task(name: str, function: Callable[P, R]) -> Callable[P, R]:
 
 
 snapshot_data = as_task("snapshot", data.snapshot_data)
-validate_data = as_task("validate", data.validate_data)
+write_texts = as_task("benchmark texts", validation.write_texts)
+validate_data = as_task("validate", validation.validate_data)
 prepare_base = as_task("base model", models.prepare_base)
 train_warm_start = as_task("SFT warm start", models.train_warm_start)
 optimize_preferences = as_task("preference optimization", models.optimize_preferences)

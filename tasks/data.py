@@ -1,17 +1,21 @@
-"""Snapshot and validation: what is learnt from, by digest, and what is not, by reason."""
+"""The data as the steps see them: the snapshots and, once they are validated, which of their rows are kept."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.lineage import merkle
 from tasks.lineage.step import Made, StepResult, Work
 from tasks.lineage.store import Artifact
-from tasks.run import DATA_PACKAGES, Run, StepRun
+from tasks.run import Run, StepRun
+from training.data.filedigests import FileDigests
 from training.digest import Digest, digest_file, digest_json
-from training.settings import DataSettings, Refused, Source, ValidationSettings
+from training.settings import DataSettings, Refused, Source
+
+if TYPE_CHECKING:
+    from training.data.segment_cache import SegmentCache
 
 
 @dataclass(frozen=True)
@@ -71,18 +75,40 @@ def parts_of(settings: DataSettings) -> dict[str, tuple[Source, ...]]:
     return {name: sources for name, sources in parts.items() if sources}
 
 
-def source_digests(sources: tuple[Source, ...], root: Path) -> dict[str, Digest]:
-    """Each source file's bytes. Raises Refused where one cannot be read."""
-    found = {}
-    for source in sources:
+def source_digests(sources: tuple[Source, ...], root: Path, remembered: FileDigests | None = None) -> dict[str, Digest]:
+    """Each source's bytes: a file's digest, or the digest of the (name, digest) of all files of a folder, glob or hub data set.
+
+    A file that ``remembered`` knows and that was not touched since is not read. Raises Refused where one cannot be read.
+    """
+    from training.data.files import expand
+
+    digests = remembered or FileDigests(None)
+    found: dict[str, Digest] = {}
+    for name, source in zip(_told_apart([source.name for source in sources]), sources, strict=True):
+        files = expand(source, root)
         try:
-            found[source.path] = digest_file(root / source.path)
+            each = [[file.name, str(digests.of(file.path))] for file in files]
         except OSError as error:
             raise Refused(
-                f"data: {root / source.path} cannot be read ({error.strerror}); name a JSONL, JSON, CSV or Parquet file "
-                "(plain, .gz or .zst), relative to the experiment file"
+                f"data: {source.name} cannot be read ({error.strerror}: {error.filename}); name a file, a folder or a glob, "
+                "relative to the experiment file"
             ) from error
+        alone = len(each) == 1 and each[0][0] == source.path
+        found[name] = Digest.parse(each[0][1]) if alone else digest_json(each)
     return found
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names of sources; where several have one (two splits of a hub data set), the later ones with their number."""
+    return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def segment_cache(run: Any) -> "SegmentCache":
+    """Where segments of files that were read before are kept for every run in this workspace; a cache and no part of any
+    record. Whoever only looks adds nothing to it."""
+    from training.data.segment_cache import SegmentCache
+
+    return SegmentCache(Path(run.workspace.home, "cache", "segments"), isinstance(run, Run))
 
 
 def snapshot_data(run: Run, settings: DataSettings) -> Snapshots:
@@ -96,8 +122,8 @@ def snapshot_data(run: Run, settings: DataSettings) -> Snapshots:
 
 def snapshot_step(run: Any, name: str, sources: tuple[Source, ...]) -> Any:
     settings = [source.model_dump(mode="json") for source in sources]
-    inputs = source_digests(sources, run.root)
-    return run.step(f"snapshot-{name}", settings, inputs, ("training.data.snapshot",), ("pyarrow",))
+    inputs = source_digests(sources, run.root, segment_cache(run).digests)
+    return run.step(f"snapshot-{name}", settings, inputs, ("training.data.snapshot",), ("pyarrow", "orjson"))
 
 
 def _snapshot(run: Run, name: str, sources: tuple[Source, ...]) -> StepResult:
@@ -105,7 +131,11 @@ def _snapshot(run: Run, name: str, sources: tuple[Source, ...]) -> StepResult:
         from training.data.snapshot import write_snapshot
 
         out = run.workspace.store.scratch() / "snapshot"
-        facts = write_snapshot(sources, run.root, out)
+        facts = write_snapshot(sources, run.root, out, segment_cache(run), run.profile.threads)
+        if source_digests(sources, run.root, segment_cache(run).digests) != step.step.inputs:
+            raise Refused(
+                f"data.{name}: the data changed while they were read. Run again when they have been written in full"
+            )
         return Made(
             {"snapshot": ("snapshot", out)},
             {
@@ -113,55 +143,13 @@ def _snapshot(run: Run, name: str, sources: tuple[Source, ...]) -> StepResult:
                 "rows": facts.rows,
                 "unreadable": facts.unreadable,
                 "sources": {
-                    s.path: {"form": s.form, "rows": s.rows, "unreadable": s.unreadable} for s in facts.sources
+                    name: {"form": s.form, "files": s.files, "rows": s.rows, "unreadable": s.unreadable}
+                    for name, s in zip(_told_apart([s.path for s in facts.sources]), facts.sources, strict=True)
                 },
             },
         )
 
     return run.perform(snapshot_step(run, name, sources), work)
-
-
-def validation_step(run: Any, settings: ValidationSettings, data: DataSettings, roots: Mapping[str, Digest]) -> Any:
-    share = {"holdout_share": data.holdout.share}
-    return run.step(
-        "validate", {**settings.model_dump(mode="json"), **share}, roots, ("training.data.expectations",), DATA_PACKAGES
-    )
-
-
-def validate_data(run: Run, settings: ValidationSettings, data: DataSettings, snapshots: Snapshots) -> Data:
-    """Great Expectations over a flat profile of every record; what breaks a rule is quarantined with its reason.
-
-    Raises Refused where a rule says stop, too much is quarantined, or nothing is left.
-    """
-
-    def work(work: Work, step: StepRun) -> Made:
-        from training.data.expectations import validate
-
-        out = run.workspace.store.scratch()
-        parts = {name: artifact.path for name, artifact in snapshots.parts.items()}
-        try:
-            report = validate(parts, settings, data.holdout, out)
-        except Refused as refusal:
-            kept = run.workspace.reports / f"validation-{step.step.key.short}"
-            _move(out, kept)
-            raise Refused(f"{refusal}\nreport and Data Docs: {kept}") from refusal
-        # Data Docs carry the time of their making, so they stand beside the record and not in it.
-        docs = run.workspace.reports / f"data-docs-{step.step.key.short}"
-        _move(out / "docs", docs)
-        outputs = {"report": ("validation-report", out / "report")}
-        outputs |= {name: ("selection", out / name) for name in ("preferences", "sft") if (out / name).is_dir()}
-        facts = report.as_json()
-        counts = {
-            f"{part}_{key}": values[key]
-            for part, values in facts["parts"].items()
-            for key in ("rows", "kept", "quarantined")
-        }
-        return Made(outputs, {**facts, **counts}, {"docs": str(docs)})
-
-    result = run.perform(validation_step(run, settings, data, snapshots.roots), work)
-    for warning in result.facts.get("warnings", ()):
-        run.console.warn(str(warning))
-    return Data(snapshots, result)
 
 
 def holdout_prompts(data: Data, path: Path) -> Digest:
@@ -182,11 +170,3 @@ def holdout_prompts(data: Data, path: Path) -> Digest:
     lines.sort(key=lambda line: json.loads(line)["id"])
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return digest_file(path)
-
-
-def _move(source: Path, target: Path) -> None:
-    import shutil
-
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(source, target)

@@ -18,25 +18,34 @@ def preflight(
     root: Path, model: ModelSettings, data: DataSettings, benchmarks: BenchmarkSettings, gate: GateSettings
 ) -> None:
     """Raise Refused with everything that is wrong, at once."""
-    problems = [*_data(root, data), *_model(root, model), *_benchmarks(root, benchmarks, gate)]
+    problems = [*data_problems(root, data), *_model(root, model), *_benchmarks(root, benchmarks, gate)]
     if problems:
         raise Refused("\n".join(problems))
 
 
-def _data(root: Path, data: DataSettings) -> list[str]:
+def data_problems(root: Path, data: DataSettings) -> list[str]:
+    """What is wrong with the sources' files. A hub data set is left to the snapshot: it may have to be fetched."""
+    from training.data.files import expand
+
     problems = []
     for sources in parts_of(data).values():
         for source in sources:
-            path = root / source.path
-            if not path.exists():
-                near = sorted(p.name for p in path.parent.iterdir() if p.is_file())[:8] if path.parent.is_dir() else []
-                beside = f"; beside it are {', '.join(near)}" if near else ""
-                problems.append(f"data: {path} does not exist{beside}; paths are relative to the experiment file")
-            elif path.is_dir():
-                problems.append(
-                    f"data: {path} is a folder; name a file (JSONL, JSON, CSV or Parquet; plain, .gz or .zst)"
-                )
+            if source.path is None:
+                continue
+            try:
+                expand(source, root)
+            except Refused as refusal:
+                problems.append(_missing(root / source.path) or f"data: {refusal}")
     return problems
+
+
+def _missing(path: Path) -> str:
+    """What stands beside a file that does not exist; empty where the path is a pattern, or it exists."""
+    if path.exists() or set("*?[") & set(str(path)):
+        return ""
+    near = sorted(p.name for p in path.parent.iterdir() if p.is_file())[:8] if path.parent.is_dir() else []
+    beside = f"; beside it are {', '.join(near)}" if near else ""
+    return f"data: {path} does not exist{beside}; paths are relative to the experiment file"
 
 
 def _model(root: Path, model: ModelSettings) -> list[str]:

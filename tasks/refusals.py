@@ -1,12 +1,12 @@
 """What a loss refuses about the data, as far as records without their tokens can tell: before anything is trained."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks.data import Data
-from training.data.encode import Encoded, Encoder, encode_records
-from training.data.records import Message, Record
+from training.data.encode import Encoded, Encoder, Row, encode_records
+from training.data.records import Record
 from training.data.split import load_records
 from training.settings import PreferenceSettings
 from training.terms import view_of, why_not
@@ -18,7 +18,11 @@ class _Texts(Encoder):
     def __init__(self) -> None:
         pass
 
-    def join(self, record_id: str, messages: Iterable[Message], texts: Iterable[str], weight: float) -> Encoded:
+    def join_all(self, rows: Sequence[Row]) -> list[Encoded]:
+        return [self._joined(record_id, texts, weight) for record_id, _, texts, weight in rows]
+
+    @staticmethod
+    def _joined(record_id: str, texts: Iterable[str], weight: float) -> Encoded:
         numbers: dict[str, int] = {}
         completions = tuple((numbers.setdefault(text, len(numbers)),) for text in texts)
         return Encoded(record_id, (0,), completions, weight)

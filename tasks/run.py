@@ -18,7 +18,10 @@ from tasks.workspace import Workspace
 from training.digest import Digest
 from training.settings import Profile
 
-DATA_PACKAGES = ("pyarrow", "pandas", "numpy", "great_expectations")
+DATA_PACKAGES = (
+    *("pyarrow", "pandas", "numpy", "orjson", "great_expectations"),
+    *("rensa", "phonenumbers", "python-stdnum", "py3langid", "tokenizers"),
+)
 TRAINING_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "numpy")
 BENCHMARK_PACKAGES = (*TRAINING_PACKAGES, "lm_eval", "datasets")
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of held-out pairs under each model: the raw facts of preference accuracy. A job: ``training.holdout``."""
+"""Log-probabilities of held-out preferences under each model: the raw facts of their scores. A job: ``training.holdout``."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from training.settings import Profile
 def run(job: dict[str, Any], log: Log) -> None:
     """``inputs``: models by label, pairs; ``outputs``: a folder per label, written whole: ``logps.jsonl``.
 
-    A line per pair: record, chosen and rejected totals in nats, their lengths in tokens.
+    A line per pair: record, chosen and rejected totals in nats, their lengths in tokens. Of a record without a pair, a line per
+    labelled completion: record, nats, length, desirable.
     """
     profile = Profile.model_validate_json(job["profile"])
     prepare_torch(profile)
@@ -26,18 +27,34 @@ def run(job: dict[str, Any], log: Log) -> None:
     for done, (label, output) in enumerate(job["outputs"].items()):
         folder = Path(job["inputs"]["models"][label])
         encoder = Encoder(load_tokenizer(folder), job["max_tokens"])
-        rows = encode_records(encoder, records, lambda row: bool(views.pairs(row))).rows
+        rows = encode_records(encoder, records, lambda row: bool(views.pairs(row)) or row.kind == "label").rows
         lines = []
         if rows:
             scorer = make_scorer(load_model(folder, profile), rows, profile, log)
             for row, totals in zip(rows, score_rows(scorer, scorer, rows, profile, World()), strict=True):
                 nats, lengths = totals.tolist(), [len(completion) for completion in row.completions]
-                for i, j in views.pairs(row):
-                    facts = {"chosen": nats[i], "rejected": nats[j]}
-                    facts |= {"chosen_length": lengths[i], "rejected_length": lengths[j]}
-                    lines.append(canonical_json({"record": row.record_id, **facts}))
+                facts: list[dict[str, Any]] = [
+                    {
+                        "chosen": nats[i],
+                        "rejected": nats[j],
+                        "chosen_length": lengths[i],
+                        "rejected_length": lengths[j],
+                    }
+                    for i, j in views.pairs(row)
+                ]
+                if not facts:
+                    rated = views.ratings(row, None)
+                    facts = [{"nats": nats[i], "length": lengths[i], "desirable": good} for i, good in rated]
+                lines += [canonical_json({"record": row.record_id, **fact}) for fact in facts]
         partial = Path(output).with_name(f".partial-{Path(output).name}")
         partial.mkdir(parents=True, exist_ok=True)
         (partial / "logps.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
         partial.rename(output)
-        log({"type": "progress", "done": done + 1, "total": len(job["outputs"]), "message": f"held-out pairs, {label}"})
+        log(
+            {
+                "type": "progress",
+                "done": done + 1,
+                "total": len(job["outputs"]),
+                "message": f"held-out preferences, {label}",
+            }
+        )

@@ -58,7 +58,10 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
     "preference": (setting("preference.loss.beta", 0.2), TRAINED),
     "compare": (setting("compare", [{"loss": {"name": "ipo"}, "epochs": 1, "learning_rate": 1e-4}]), []),
     "benchmarks: a setting": (setting("benchmarks.limit", 10), ["benchmarks", "gate", "register", "promote"]),
-    "benchmarks: an item more": (another_item, ["benchmarks", "gate", "register", "promote"]),
+    "benchmarks: an item more": (
+        another_item,
+        ["texts", "validate", "benchmarks", "gate", "register", "promote"],
+    ),
     "gate": (setting("gate.floors", [{"metric": "tiny_choice/acc", "minimum": 0.1}]), ["gate", "register", "promote"]),
     "registry": (setting("registry.model", "elsewhere"), ["register", "promote"]),
     "profile: threads": (profile("threads", 2), ["sft", "preference", "benchmarks"]),

@@ -82,6 +82,24 @@ def test_the_loss_fits_the_grades_and_the_comparison_loads_when_it_is_uncommente
     assert e.candidates()[loss] == e.preference  # what a run has trained is not trained again
 
 
+def test_labelled_rows_without_a_pair_are_for_kto(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i}?", "completion": f"Answer {i}", "label": i % 3 > 0} for i in range(60)]
+    data = tmp_path / "labelled.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    e = written(tmp_path, data)
+    assert e.preference.loss.name == "kto"
+    assert [rule.metric for rule in e.gate.floors] == ["holdout/desirable_auc"]
+    text = (tmp_path / "made.yaml").read_text()
+    assert "form 'labelled', 40 good and 20 bad." in text and "# or one of: none: the other losses need" in text
+
+
+def test_a_folder_of_files_is_looked_at_too(tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    for i in range(3):
+        write_pairs(tmp_path / "pairs" / f"{i}.jsonl", 30)
+    assert written(tmp_path, tmp_path / "pairs").data.preferences[0].path == "pairs"
+
+
 def test_a_tiny_file_holds_more_out(tmp_path: Path) -> None:
     assert written(tmp_path, write_pairs(tmp_path / "tiny.jsonl", 30)).data.holdout.share == 0.5
     (tmp_path / "made.yaml").unlink()
@@ -155,6 +173,10 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path, capsys: pytest.Ca
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "1 prompt.* too few"),
         ([{"question": "a", "answer": "b"}], "no known form in the columns"),
         ([], "the file is empty"),
+        ([{"prompt": "a", "completion": "b", "label": 1}] * 30, "label some rows true and some false"),
+        ([{"sentence_good": "a", "sentence_bad": "b"}] * 30, "1 prompt.* too few"),
+        ([{"instruction": "a", "output": "b"}] * 30, "'instruction' has one completion a prompt"),
+        ([{"text": "a"}] * 30, "data.sft"),
     ],
 )
 def test_data_without_preferences_are_refused(rows: list[Any], told: str, tmp_path: Path) -> None:
@@ -167,7 +189,7 @@ def test_data_without_preferences_are_refused(rows: list[Any], told: str, tmp_pa
 
 def test_what_is_no_data_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "binary").write_bytes(bytes(64))
-    for data, told in [("absent.jsonl", "no such file"), ("", "folder"), ("binary", "UTF-8")]:
+    for data, told in [("absent.jsonl", "no such file"), ("", "UTF-8"), ("binary", "UTF-8")]:
         assert main(["init", str(tmp_path / data), "-o", str(tmp_path / "e.yaml")]) == 2
         assert told in capsys.readouterr().err
 
@@ -217,5 +239,9 @@ def test_real_preference_data(name: str, tmp_path: Path) -> None:
 def test_real_sft_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="preference data are needed"):
         write_experiment(str(REAL / "gsm8k_train.jsonl.gz"), str(tmp_path / "e.yaml"))
-    with pytest.raises(Refused, match="no known form in the columns"):
-        write_experiment(str(next((REAL / "blimp").glob("*.gz"))), str(tmp_path / "e.yaml"))
+
+
+@needs_real_data
+def test_sentence_pairs_without_a_prompt_stand_for_themselves(tmp_path: Path) -> None:
+    e = written(tmp_path, REAL / "blimp")
+    assert (e.name, e.preference.loss.name, e.data.holdout.share) == ("blimp", "dpo", 0.1)

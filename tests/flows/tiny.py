@@ -31,7 +31,9 @@ def write_data(folder: Path, seed: int = 0) -> None:
         pairs.append({"prompt": prompt, "chosen": good, "rejected": f"No idea about any {animal}."})
         answer = good if rng.random() < 0.5 else f"No idea about any {animal}."
         sft.append({"prompt": f"Tell me of the {animal} and the {place}.", "completion": answer})
-        items.append({"question": prompt, "choices": [good, f"The {place} ate it."], "answer": 0})
+        # Not the prompt itself: that would be a benchmark item in the training text, and the row be put aside.
+        question = f"In which spot near the {place} could one meet some {animal}?"
+        items.append({"question": question, "choices": [good, f"The {place} ate it."], "answer": 0})
     _write_lines(folder / "pairs.jsonl", pairs)
     _write_lines(folder / "sft.jsonl", sft)
     (folder / "benchmarks").mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ from tests.training.tiny import Tiny
 from training import attention, packing, scorer
 from training.attention import by_groups, by_segments
 from training.data.encode import Encoded, Encoder, encode_records
-from training.data.records import parse
+from training.data.forms import parse
 from training.models import load_tokenizer, save_model, with_lora
 from training.packing import Packed
 from training.scorer import PackedPath, PaddedPath, Scorer, make_scorer, own_attention, paths, without_adapters
@@ -510,3 +510,12 @@ def test_the_choice_leaves_the_model_as_it_was() -> None:
 def test_one_row_is_enough_to_choose_by() -> None:
     for row in (ROWS[7], ROWS[0]):
         assert scorer_of(naive.model("llama"), [row], profile())[0].path.name == "shared"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_of_plain_text_have_a_prompt_of_one_token(layout: str) -> None:
+    """Plain text and sentence pairs: all that is learnt from stands behind one BOS."""
+    model = naive.model("llama")
+    rows = [dataclasses.replace(row, prompt=row.prompt[:1]) for row in ROWS]
+    found, _ = scorer_of(model, rows, profile(layout))
+    assert_right(found, rows, expected_of(model, rows))

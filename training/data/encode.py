@@ -5,9 +5,10 @@ tokenised on its own. A whole completion ends with exactly one end-of-turn token
 the model is never taught to stop in the middle of a sentence.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from training.data.records import Example, Message, Record, graded
 
@@ -17,6 +18,11 @@ CHAT_TEMPLATE = (
     "{{ '<|' + message['role'] + '|>' }}{{ message['content'] }}{{ eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+T = TypeVar("T")
+# What becomes a row: record id, prompt, completions, weight.
+Row = tuple[str, Iterable[Message], Sequence[str], float]
+TOGETHER = 256  # rows that are tokenised in one call
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Encoder:
             tokenizer.chat_template = CHAT_TEMPLATE
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self._numbers: dict[int, int] = {}
         # Some tokenizers (Phi-3) list their turn tokens among the added tokens only.
         added = (token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special)
         self.special = frozenset([*tokenizer.all_special_ids, *added])
@@ -90,40 +97,78 @@ class Encoder:
         ids = self.tokenizer(suffix, add_special_tokens=False)["input_ids"]
         return int(next((i for i in ids if i in self.special), self.tokenizer.eos_token_id))
 
-    def prompt(self, messages: Iterable[Message]) -> list[int]:
-        """Ids of the whole prompt with the header of the answer to come; at most one BOS."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        ids = list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
-        bos = self.tokenizer.bos_token_id
-        while bos is not None and ids[:2] == [bos, bos]:
-            ids.pop(0)
-        return ids
+    def prompts(self, prompts: Sequence[Iterable[Message]]) -> list[list[int]]:
+        """Ids of each whole prompt with the header of the answer to come; at most one BOS.
 
-    def completion(self, text: str) -> list[int]:
-        """Ids of one completion with exactly one end-of-turn token."""
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        Without any message (plain text) nothing is rendered: one BOS, or the EOS as a separator where there is no BOS, since
+        the first token of a completion is predicted from something.
+        """
+        bos = self.tokenizer.bos_token_id
+        turns = [[{"role": message.role, "content": message.content} for message in prompt] for prompt in prompts]
+        rendered = [
+            self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+            for turn in turns
+            if turn
+        ]
+        tokenised = iter(self._ids(rendered))
+        found = [next(tokenised) if turn else [self.tokenizer.eos_token_id if bos is None else bos] for turn in turns]
+        for ids in found:
+            while bos is not None and ids[:2] == [bos, bos]:
+                ids.pop(0)
+        return found
+
+    def completions(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each completion with exactly one end-of-turn token."""
+        return [[*self._body(text, ids), self.end] for text, ids in zip(texts, self._ids(texts), strict=True)]
+
+    def _body(self, text: str, ids: list[int]) -> list[int]:
         while ids and ids[-1] == self.end:
             ids.pop()
         if self.end in ids:  # its name stands inside the text: there it is text like any other
             ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        return [*ids, self.end]
+        return ids
 
-    def join(self, record_id: str, messages: Iterable[Message], texts: Iterable[str], weight: float) -> Encoded:
-        """One row, cut to ``max_tokens``.
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """All in one call: called for one text, a tokenizer spends most of its time around it."""
+        return (
+            [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+        )
+
+    def prompt(self, messages: Iterable[Message]) -> list[int]:
+        """``prompts`` for one."""
+        return self.prompts([messages])[0]
+
+    def completion(self, text: str) -> list[int]:
+        """``completions`` for one."""
+        return self.completions([text])[0]
+
+    def join_all(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Rows cut to ``max_tokens``.
 
         The prompt gives way first, from the left, down to a quarter of the budget, and keeps its opening special
         tokens; then the completions are cut from the right, without the end-of-turn token.
         """
-        prompt = self.prompt(messages)
-        completions = [self.completion(text) for text in texts]
-        longest = max(len(ids) for ids in completions)
-        over = len(prompt) + longest - self.max_tokens
-        if over <= 0:
-            return Encoded(record_id, tuple(prompt), tuple(map(tuple, completions)), weight)
-        prompt = self._cut_left(prompt, max(len(prompt) - over, self.max_tokens // 4))
-        room = self.max_tokens - len(prompt)
-        cut = [ids if len(ids) <= room else ids[:room] for ids in completions]
-        return Encoded(record_id, tuple(prompt), tuple(map(tuple, cut)), weight, cut=True)
+        prompts = self.prompts([messages for _, messages, _, _ in rows])
+        completions = iter(self.completions([text for _, _, texts, _ in rows for text in texts]))
+        return [
+            self._cut(record_id, prompt, list(islice(completions, len(texts))), weight)
+            for (record_id, _, texts, weight), prompt in zip(rows, prompts, strict=True)
+        ]
+
+    def join(self, record_id: str, messages: Iterable[Message], texts: Sequence[str], weight: float) -> Encoded:
+        """``join_all`` for one row."""
+        return self.join_all([(record_id, messages, texts, weight)])[0]
+
+    def _cut(self, record_id: str, prompt: list[int], completions: list[list[int]], weight: float) -> Encoded:
+        over = len(prompt) + max(len(ids) for ids in completions) - self.max_tokens
+        if over > 0:
+            prompt = self._cut_left(prompt, max(len(prompt) - over, self.max_tokens // 4))
+            completions = [ids[: self.max_tokens - len(prompt)] for ids in completions]
+        return Encoded(record_id, self._kept(prompt), tuple(map(self._kept, completions)), weight, cut=over > 0)
+
+    def _kept(self, ids: list[int]) -> tuple[int, ...]:
+        """Every number once in memory: of a million rows nothing else takes as much."""
+        return tuple(map(self._numbers.setdefault, ids, ids))
 
     def _cut_left(self, ids: list[int], keep: int) -> list[int]:
         if len(ids) <= keep:
@@ -143,14 +188,19 @@ def encode_records(encoder: Encoder, records: Iterable[Record], useful: Callable
     """
 
     def rows() -> Iterator[Encoded]:
-        for record in records:
-            kind, completions = graded(record)
-            if completions:
-                texts = [completion.text for completion, _ in completions]
-                row = encoder.join(record.id, record.prompt, texts, record.weight)
-                yield _distinct(replace(row, grades=tuple(grade for _, grade in completions), kind=kind))
-            else:
-                yield Encoded(record.id, (), ())
+        for some in _together(records):
+            grades = [graded(record) for record in some]
+            given: list[Row] = [
+                (record.id, record.prompt, [completion.text for completion, _ in found], record.weight)
+                for record, (_, found) in zip(some, grades, strict=True)
+                if found
+            ]
+            joined = iter(encoder.join_all(given))
+            for record, (kind, found) in zip(some, grades, strict=True):
+                if found:
+                    yield _distinct(replace(next(joined), grades=tuple(grade for _, grade in found), kind=kind))
+                else:
+                    yield Encoded(record.id, (), ())
 
     return _sift(rows(), useful)
 
@@ -167,7 +217,18 @@ def _distinct(row: Encoded) -> Encoded:
 
 def encode_examples(encoder: Encoder, examples: Iterable[Example]) -> Encoding:
     """Rows with one completion. One that has no token left after the cut is dropped and named."""
-    return _sift((encoder.join(e.record_id, e.prompt, (e.completion,), e.weight) for e in examples), lambda _: True)
+    rows = (
+        row
+        for some in _together(examples)
+        for row in encoder.join_all([(e.record_id, e.prompt, (e.completion,), e.weight) for e in some])
+    )
+    return _sift(rows, lambda _: True)
+
+
+def _together(items: Iterable[T]) -> Iterator[list[T]]:
+    source = iter(items)
+    while some := list(islice(source, TOGETHER)):
+        yield some
 
 
 def _sift(rows: Iterable[Encoded], useful: Callable[[Encoded], bool]) -> Encoding:

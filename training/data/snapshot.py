@@ -1,69 +1,75 @@
 """A snapshot: the records of an ordered list of sources as immutable segments, each with its Merkle leaves.
 
-``segment-00000.parquet`` holds at most 65,536 rows, ``segment-00000.leaves`` their leaves (32 bytes each) in the same
-order. Unreadable lines are rows too, so that rows in = rows kept + rows quarantined. The bytes of a segment depend on
-the content alone. Text stands in the column ``payload`` and nowhere else (no statistics, which would repeat it).
+``segment-00000.parquet`` holds rows of one file, ``segment-00000.leaves`` their leaves (32 bytes each) in the same order.
+Unreadable lines are rows too, so that rows in = rows kept + rows quarantined. Identity is the Merkle root over all leaves:
+how many processes wrote it, and whether segments came from a cache, makes no difference.
 """
 
-import hashlib
-import json
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from training.data.records import Provenance, Record
-from training.data.sources import Line, Unreadable, read
-from training.digest import canonical_json
+from training.data.filedigests import SIZE, recent, stamp
+from training.data.files import File, expand
+from training.data.leaves import leaf
+from training.data.pool import ordered_map
+from training.data.segment_cache import Entry, Origin, SegmentCache
+from training.data.segments import Segment, Work, write_segment
+from training.data.sources import Opened, Position, nothing_read, open_file
+from training.data.stored import (
+    COLUMNS,
+    Row,
+    leaves_of,
+    parquet_of,
+    read_leaves,
+    read_segment,
+    read_snapshot,
+    segments,
+    write_table,
+)
+from training.digest import digest_file
 from training.settings import Refused, Source
 
-SEGMENT = 65_536  # rows
-_BATCH = 1024
-COLUMNS = ("id", "source", "line", "licence", "form", "weight", "payload", "reason")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One stored row: ``reason`` is None for a record, and says why a line is none."""
-
-    id: str
-    provenance: Provenance
-    form: str
-    payload: str
-    reason: str | None = None
-    weight: float = 1.0
-
-    @property
-    def record(self) -> Record:
-        """Raises ValueError for an unreadable line."""
-        if self.reason is not None:
-            raise ValueError(f"{self.provenance.source}:{self.provenance.line} is unreadable: {self.reason}")
-        return Record.from_payload(json.loads(self.payload))
-
-    @property
-    def leaf(self) -> bytes:
-        """The row's Merkle leaf (32 bytes)."""
-        return leaf(self.id, self.provenance, self.weight)
+__all__ = [
+    "COLUMNS",
+    "Row",
+    "SnapshotFacts",
+    "SourceFacts",
+    "leaf",
+    "read_leaves",
+    "read_segment",
+    "read_snapshot",
+    "segments",
+    "write_snapshot",
+    "write_table",
+]
 
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What came out of one source."""
+    """What came out of one source: its name, the form (or forms) of its files, rows and lines that are no record."""
 
     path: str
     form: str
     licence: str | None
     rows: int
     unreadable: int
+    files: int = 1
 
 
 @dataclass(frozen=True)
 class SnapshotFacts:
-    """What a snapshot holds. The Merkle root over ``leaves()`` is its identity."""
+    """What a snapshot holds. The Merkle root over ``leaves()`` is its identity.
+
+    ``cached``: rows that came from segments of an earlier reading; it depends on the cache and is no fact about the data.
+    """
 
     directory: Path
     sources: tuple[SourceFacts, ...]
     segments: int
+    cached: int = 0
 
     @property
     def rows(self) -> int:
@@ -78,131 +84,174 @@ class SnapshotFacts:
         return read_leaves(self.directory)
 
 
-def leaf(id: str, provenance: Provenance, weight: float = 1.0) -> bytes:
-    """RFC 6962 leaf hash of a record where it stands: SHA-256(0x00 || canonical JSON of {id, provenance}).
-
-    A weight other than 1 stands there too, as ``weight``: it changes what is learnt and the id doesn't cover it.
-    """
-    content: dict[str, Any] = {"id": id, "provenance": provenance.payload()}
-    if weight != 1.0:
-        content["weight"] = weight
-    return hashlib.sha256(b"\0" + canonical_json(content)).digest()
-
-
-def write_snapshot(sources: Sequence[Source], root: Path, out: Path) -> SnapshotFacts:
+def write_snapshot(
+    sources: Sequence[Source],
+    root: Path,
+    out: Path,
+    cache: Path | SegmentCache | None = None,
+    processes: int = 1,
+) -> SnapshotFacts:
     """Read ``sources`` (paths relative to ``root``) in order and store them under ``out``.
 
-    Raises Refused on a source that cannot be read and on a file named twice; ``out`` then holds no segment.
+    Files that were read before come from ``cache`` (a folder; see ``segment_cache``). Law: the leaves in order are those of
+    a snapshot written by one process without a cache. Raises Refused on a source that cannot be read and on a file named
+    twice; ``out`` then holds no segment.
     """
-    twice = {source.path for source in sources if [other.path for other in sources].count(source.path) > 1}
-    if twice:
-        raise Refused(f"{', '.join(sorted(twice))}: named twice among the sources. Name every file once")
+    kept = cache if isinstance(cache, SegmentCache) else SegmentCache(cache)
+    readings = [_Reading(Origin(file, source), out, i) for i, (source, file) in enumerate(_files(sources, root))]
     out.mkdir(parents=True, exist_ok=True)
     if any(out.glob("segment-*")):
         raise FileExistsError(f"{out} already holds a snapshot, and a snapshot is immutable")
-    facts: list[SourceFacts] = []
     try:
-        segments = 0
-        pending: list[Row] = []
-        for source in sources:
-            reading = read(source, root)
-            rows = unreadable = 0
-            for line in reading.lines:
-                rows += 1
-                unreadable += isinstance(line.content, Unreadable)
-                pending.append(_row(line, reading.form))
-                if len(pending) == SEGMENT:
-                    _write(out, segments, pending)
-                    segments, pending = segments + 1, []
-            facts.append(SourceFacts(source.path, reading.form, source.licence, rows, unreadable))
-        if pending:
-            _write(out, segments, pending)
-            segments += 1
+        with kept.used():
+            for reading in readings:
+                reading.begin(kept)
+            _read([reading for reading in readings if not reading.complete], kept, processes)
+        facts = tuple(_facts(source, [r for r in readings if r.origin.source is source]) for source in sources)
+        stems = [stem for reading in readings for stem in reading.stems]
+        for number, stem in enumerate(stems):
+            for name in (parquet_of, leaves_of):
+                name(stem).rename(name(out / f"segment-{number:05d}"))
     except BaseException:
-        for path in out.glob("segment-*"):
+        for path in [*out.glob("segment-*"), *out.glob(".reading-*")]:
             path.unlink()
         raise
-    return SnapshotFacts(out, tuple(facts), segments)
+    return SnapshotFacts(out, facts, len(stems), sum(reading.cached for reading in readings))
 
 
-def read_snapshot(directory: Path, columns: Sequence[str] = COLUMNS) -> Iterator[Row]:
-    """The rows in stored order. Columns left out read as empty text (None for licence and reason).
-
-    Raises FileNotFoundError where ``directory`` holds no segment.
-    """
-    import pyarrow.parquet as pq
-
-    for path in _segments(directory):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH, columns=list(columns), use_threads=False):
-                for row in batch.to_pylist():
-                    yield Row(
-                        row.get("id", ""),
-                        Provenance(row.get("source", ""), row.get("line", 0), row.get("licence")),
-                        row.get("form", ""),
-                        row.get("payload", ""),
-                        row.get("reason"),
-                        row.get("weight", 1.0),
-                    )
-
-
-def read_leaves(directory: Path) -> Iterator[bytes]:
-    """The stored leaves (32 bytes each) in stored order."""
-    for path in _segments(directory):
-        data = path.with_suffix(".leaves").read_bytes()
-        yield from (data[i : i + 32] for i in range(0, len(data), 32))
-
-
-def _segments(directory: Path) -> list[Path]:
-    found = sorted(directory.glob("segment-*.parquet"))
-    if not found:
-        raise FileNotFoundError(f"{directory} holds no snapshot: no segment-*.parquet was found")
+def _files(sources: Sequence[Source], root: Path) -> list[tuple[Source, File]]:
+    found = [(source, file) for source in sources for file in expand(source, root)]
+    counts = Counter(key for _, file in found for key in {file.name, file.path.resolve()})
+    twice = {file.name for _, file in found if max(counts[file.name], counts[file.path.resolve()]) > 1}
+    if twice:
+        raise Refused(f"{', '.join(sorted(twice))}: named twice among the sources. Name every file once")
     return found
 
 
-def _row(line: Line, form: str) -> Row:
-    content = line.content
-    if isinstance(content, Unreadable):
-        payload = canonical_json({"raw": content.excerpt}).decode("utf-8")
-        return Row(content.id, line.provenance, form, payload, content.reason)
-    payload = canonical_json(content.payload()).decode("utf-8")
-    return Row(content.id, line.provenance, form, payload, weight=content.weight)
+def _facts(source: Source, readings: "list[_Reading]") -> SourceFacts:
+    forms = ", ".join(sorted({reading.form for reading in readings if reading.rows}))
+    rows, unreadable = sum(r.rows for r in readings), sum(r.unreadable for r in readings)
+    if not rows:
+        raise Refused(f"{source.name}: there is no record in it. Give at least one")
+    return SourceFacts(source.name, forms, source.licence, rows, unreadable, len(readings))
 
 
-def _write(out: Path, number: int, rows: list[Row]) -> None:
-    import pyarrow as pa
-
-    fields = [("id", pa.string(), False), ("source", pa.string(), False), ("line", pa.int64(), False)]
-    fields += [("licence", pa.string(), True), ("form", pa.string(), False)]
-    fields += [("weight", pa.float64(), False)]
-    fields += [("payload", pa.large_string(), False), ("reason", pa.string(), True)]
-    columns: dict[str, list[Any]] = {
-        "id": [row.id for row in rows],
-        "source": [row.provenance.source for row in rows],
-        "line": [row.provenance.line for row in rows],
-        "licence": [row.provenance.licence for row in rows],
-        "form": [row.form for row in rows],
-        "weight": [row.weight for row in rows],
-        "payload": [row.payload for row in rows],
-        "reason": [row.reason for row in rows],
-    }
-    schema = pa.schema([pa.field(name, kind, nullable=nullable) for name, kind, nullable in fields])
-    write_table(pa.table(columns, schema=schema), out / f"segment-{number:05d}.parquet", text="payload")
-    (out / f"segment-{number:05d}.leaves").write_bytes(b"".join(row.leaf for row in rows))
+# ------------------------------------------------------------------------------------------------ reading
 
 
-def write_table(table: Any, path: Path, text: str | None = None) -> None:
-    """Parquet whose bytes depend on the table alone; no statistics of the column ``text``, which would repeat it."""
-    import pyarrow.parquet as pq
+@dataclass
+class _Reading:
+    """File number ``number`` on its way into the snapshot: ``segments`` that stand at ``stems``, in order."""
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain = [name for name in table.column_names if name != text]
-    pq.write_table(
-        table,
-        path,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=plain,
-        write_statistics=plain,
-        version="2.6",
-    )
+    origin: Origin
+    out: Path
+    number: int
+    form: str = ""
+    segments: list[Segment] = field(default_factory=list)
+    stems: list[Path] = field(default_factory=list)
+    digest: str = ""  # of the file, where there is a cache
+    stamp: tuple[int, ...] = ()
+    resume: Position | None = None  # where the reading begins
+    opened: Opened | None = None
+    end: Position | None = None  # where a later one may go on
+    complete: bool = False
+    cached: int = 0  # rows that came from the cache
+
+    @property
+    def rows(self) -> int:
+        return sum(segment.rows for segment in self.segments)
+
+    @property
+    def unreadable(self) -> int:
+        return sum(segment.unreadable for segment in self.segments)
+
+    def stem(self, number: int) -> Path:
+        """Where segment ``number`` of this file stands until all are there."""
+        return self.out / f".reading-{self.number:06d}-{number:06d}"
+
+    def begin(self, kept: SegmentCache) -> None:
+        """Take from the cache what is there: the whole file, or its beginning."""
+        path = self.origin.file.path
+        with suppress(OSError):  # whoever opens the file says what is wrong with it
+            self.stamp = stamp(path)
+            if kept.folder is None:
+                return
+            self.digest = kept.digests.of(path).value
+            entry = kept.find(self.origin, self.digest)
+            if entry is not None:
+                self.complete = self._take(entry, kept)
+            elif (entry := kept.grown(self.origin, self.stamp[SIZE])) is not None and self._take(entry, kept):
+                self.resume = entry.end
+
+    def _take(self, entry: Entry, kept: SegmentCache) -> bool:
+        for segment in entry.segments:
+            stem = self.stem(len(self.stems))
+            if not kept.link(segment, stem):
+                self._drop()
+                return False
+            self.segments.append(segment)
+            self.stems.append(stem)
+        self.form, self.cached = entry.form, entry.rows
+        return True
+
+    def _drop(self) -> None:
+        """Forget what was taken from the cache: the whole file is read."""
+        for stem in self.stems:
+            parquet_of(stem).unlink()
+            leaves_of(stem).unlink()
+        self.segments, self.stems, self.resume, self.cached = [], [], None, 0
+
+    def work(self) -> Iterator[Work]:
+        """The segments that are still to be written. Raises Refused where the file changes meanwhile."""
+        self.opened = opened = self._open()
+        self.form = opened.form
+        for number, chunk in enumerate(opened.chunks(), len(self.stems)):
+            yield Work(self.number, chunk, self.form, self.stem(number))
+        self.end = opened.end
+        self._unchanged()
+
+    def _open(self) -> Opened:
+        source, file = self.origin.source, self.origin.file
+        if self.resume is not None:
+            try:
+                return open_file(source, file, self.resume, self.form)
+            except Refused:  # alone, the new lines look like something else: let the whole file say what it is
+                self._drop()
+        return open_file(source, file)
+
+    def _unchanged(self) -> None:
+        path, same = self.origin.file.path, False
+        with suppress(OSError):
+            same = stamp(path) == self.stamp
+            if same and self.digest and recent(self.stamp):
+                same = digest_file(path).value == self.digest
+        if not same:
+            raise Refused(
+                f"{self.origin.file.name}: the file changed while it was read. Run again when it has been written in full"
+            )
+
+    def finish(self, kept: SegmentCache) -> None:
+        """All segments are written. Raises Refused where not one line could be read."""
+        opened, self.opened = self.opened, None
+        if opened is not None and self.rows == self.unreadable:
+            raise nothing_read(opened, self.segments[0].fault or "" if self.segments else "every line is empty")
+        if not self.digest:
+            return
+        for segment, stem in zip(self.segments, self.stems, strict=True):
+            kept.keep(segment, stem)
+        kept.store(self.origin, Entry(self.stamp[SIZE], self.digest, self.form, tuple(self.segments), self.end))
+
+
+def _read(readings: Sequence[_Reading], kept: SegmentCache, processes: int) -> None:
+    """Read what did not come from the cache. A file whose last segment is written is kept at once."""
+    waiting = deque(readings)
+    items = (work for reading in readings for work in reading.work())
+    with closing(ordered_map(write_segment, items, processes)) as written:
+        for number, stem, segment in written:
+            while waiting[0].number != number:
+                waiting.popleft().finish(kept)
+            if segment.rows:
+                waiting[0].segments.append(segment)
+                waiting[0].stems.append(stem)
+    for reading in waiting:
+        reading.finish(kept)

@@ -102,6 +102,19 @@ def test_an_end_of_turn_is_found_where_only_the_added_tokens_list_it(tokenizer: 
     assert Encoder(Phi(), 64).end == tokenizer.convert_tokens_to_ids("<|eot|>")
 
 
+def test_plain_text_has_no_template_and_begins_with_bos_or_else_with_eos(tokenizer: Any) -> None:
+    (row,) = encode_examples(Encoder(tokenizer, 64), [Example("r", (), "fine", 1.0)]).rows
+    assert (row.prompt, row.completions) == ((tokenizer.bos_token_id,), ((*ids(tokenizer, "fine"), 2),))
+    (row,) = encode(tokenizer, 64, [pair("fine", "bad", ())]).rows
+    assert row.prompt == (tokenizer.bos_token_id,) and len(row.completions) == 2
+    # Cut to 8 tokens: the one token of the prompt stays.
+    (row,) = encode(tokenizer, 8, [pair("tea, milk; " * 9, "bad", ())]).rows
+    assert row.prompt == (tokenizer.bos_token_id,) and len(row.completions[0]) == 7 and row.cut
+    tokenizer.bos_token = None
+    assert Encoder(tokenizer, 64).prompt(()) == [tokenizer.eos_token_id]
+    assert Encoder(tokenizer, 64).prompt(iter(())) == [2]
+
+
 def test_a_tokenizer_without_template_gets_ours_and_one_without_eos_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     assert Encoder(tokenizer, 64).tokenizer.chat_template == CHAT_TEMPLATE

@@ -1,10 +1,20 @@
-"""The canonical record: forms, ids, and the views."""
+"""The canonical record: its bytes, its id, and the views."""
+
+import dataclasses
+import hashlib
+import inspect
+import math
+import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.records import Completion, Message, Record, graded, merit, pairs, parse, recognise, sft
+from training.data import records
+from training.data.forms import parse
+from training.data.records import Completion, Message, Provenance, Record, graded, merit, pairs, sft, teaches
+from training.digest import canonical_json
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 COMPLETIONS = st.builds(
@@ -29,11 +39,55 @@ def scored(*grades: float) -> Record:
 def test_a_record_survives_its_payload(record: Record) -> None:
     import json
 
-    from training.digest import canonical_json
-
     assert Record.from_payload(record.payload()) == record
     again = Record.from_payload(json.loads(canonical_json(record.payload())))
     assert again == record and again.id == record.id
+
+
+NASTY = st.text(
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from('"\\/\b\f\n\r\t\x00\x1f\x7f\x80\u2028\ufeff\U0001f600é'),
+    max_size=20,
+)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(
+    [0.0, -0.0, 1.0, 0.1, 1e-5, 1e-7, 123456789.5, 2.0**53, 2.0**53 - 1, -(2.0**53), 1e16, 1e21, 1e22, 5e-324, 1.7e308]
+)
+RANKS = st.integers(1, 2**53) | st.sampled_from([2**53 - 1, 2**53])
+ODD = st.builds(
+    Record,
+    st.lists(st.builds(Message, NASTY, NASTY), max_size=3).map(tuple),
+    st.lists(
+        st.builds(
+            Completion, NASTY, score=st.none() | NUMBERS, model=st.none() | NASTY, label=st.none() | st.booleans()
+        )
+        | st.builds(Completion, NASTY, rank=RANKS),
+        max_size=3,
+    ).map(tuple),
+    NUMBERS,
+)
+
+
+@given(ODD)
+def test_bytes_and_id_are_those_of_canonical_json(record: Record) -> None:
+    payload = record.payload()
+    assert record.payload_bytes == canonical_json(payload)
+    content = {"prompt": payload["prompt"], "completions": payload["completions"]}
+    assert record.id == hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+@given(ODD)
+def test_the_bytes_are_the_same_where_orjson_is_absent(record: Record) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "orjson", None)
+        slow = Record(record.prompt, record.completions, record.weight)
+        assert (slow.id, slow.payload_bytes) == (record.id, record.payload_bytes)
+
+
+@pytest.mark.parametrize(
+    "completion", [Completion("\ud800"), Completion("a", model="\udfff"), Completion("a", score=math.nan)]
+)
+def test_what_has_no_canonical_json_has_no_id(completion: Completion) -> None:
+    with pytest.raises(ValueError):
+        Record((), (completion,)).id  # noqa: B018
 
 
 def test_the_id_is_the_content_and_neither_the_form_nor_the_weight() -> None:
@@ -115,55 +169,23 @@ def test_sft_takes_the_best_completion_and_the_first_of_ties() -> None:
         sft(Record((), ()))
 
 
-def test_a_transcript_keeps_its_text_as_it_stands() -> None:
-    chosen = "\n\nHuman: one\n\nAssistant: two \n\nHuman:  three\nfour\n\nAssistant: five "
-    record = parse({"chosen": chosen, "rejected": chosen.replace("five ", "")}, "transcripts")
-    assert record.prompt == (Message("user", "one"), Message("assistant", "two "), Message("user", " three\nfour"))
-    assert [completion.text for completion in record.completions] == ["five ", ""]
-
-
-def test_forms_are_recognised_by_columns() -> None:
-    assert recognise(["prompt", "chosen", "rejected", "id"]) == "pairs"
-    assert recognise(["chosen", "rejected", "messages"]) == "transcripts"
-    assert recognise(["prompt", "completions"]) == "graded"
-    assert recognise(["prompt", "completion"]) == "completion"
-    assert recognise(["messages", "prompt"]) == "messages"
-    assert recognise(["question", "answer"]) is None
-
-
-SPOKEN = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+def test_what_is_labelled_undesirable_is_never_an_example() -> None:
+    bad, good, plain = Completion("x", label=False), Completion("y", label=True), Completion("z")
+    assert sft(Record((), (bad, good))).completion == "y" and sft(Record((), (bad, plain))).completion == "z"
+    assert teaches(Record((), (bad, good))) and not teaches(Record((), (bad, bad))) and not teaches(Record((), ()))
+    with pytest.raises(ValueError, match="no completion"):
+        sft(Record((), (bad,)))
 
 
 @pytest.mark.parametrize(
-    ("form", "row", "reason"),
-    [
-        ("pairs", {"prompt": "q", "chosen": "a"}, "'rejected' is missing"),
-        ("pairs", {"prompt": None, "chosen": "a", "rejected": "b"}, "'prompt' is null"),
-        ("pairs", {"prompt": 3, "chosen": "a", "rejected": "b"}, "'prompt' is a number"),
-        ("pairs", {"prompt": "q", "chosen": {"a": 1}, "rejected": "b"}, "'chosen' is an object"),
-        ("pairs", {"prompt": "other", "chosen": SPOKEN, "rejected": SPOKEN}, "exactly one assistant message"),
-        ("pairs", {"prompt": "q\ud800", "chosen": "a", "rejected": "b"}, "half a surrogate"),
-        ("transcripts", {"chosen": "a", "rejected": "b"}, "doesn't begin"),
-        ("transcripts", {"chosen": "Human: a", "rejected": "Human: b"}, "doesn't end with an assistant"),
-        ("transcripts", {"chosen": SPOKEN, "rejected": SPOKEN[1:]}, "differ before"),
-        ("graded", {"prompt": "q", "completions": "a"}, "not a list"),
-        ("graded", {"prompt": "q", "completions": [1]}, r"completions\[0\]' is a number"),
-        ("graded", {"prompt": "q", "completions": ["a"] * 65}, "at most 64"),
-        ("graded", {"prompt": "q", "completions": [{"score": 1}]}, "either 'text' or 'messages'"),
-        ("graded", {"prompt": "q", "completions": [{"text": "a", "score": "1"}]}, "is text, not a number"),
-        ("graded", {"prompt": "q", "completions": [{"text": "a", "score": True}]}, "not a number"),
-        ("graded", {"prompt": "q", "completions": [{"text": "a", "score": 10**400}]}, "no finite number"),
-        ("graded", {"prompt": "q", "completions": [{"text": "a", "score": 1, "rank": 1}]}, "more than one of"),
-        ("graded", {"prompt": "q", "completions": [{"text": "a", "rank": 0}]}, "whole number from 1"),
-        ("graded", {"prompt": "q", "completions": [{"text": "a", "label": "yes"}]}, "not true or false"),
-        ("graded", {"prompt": "q", "completions": [{"text": "a", "model": 4}]}, "not text"),
-        ("completion", {"prompt": "q", "completion": SPOKEN}, "exactly one assistant message"),
-        ("completion", {"prompt": [{"role": "user"}], "completion": "a"}, "'role' and 'content'"),
-        ("completion", {"prompt": "q", "completion": "a", "weight": 0}, "more than 0"),
-        ("messages", {"messages": SPOKEN[:1]}, "doesn't end with an assistant"),
-        ("messages", {"messages": []}, "doesn't end with an assistant"),
-    ],
+    "made", [Message("a", "b"), Completion("a", rank=1), Provenance("a", 1, "MIT"), Record((), (Completion("a"),), 2.0)]
 )
-def test_a_row_that_is_no_record_says_why(form: str, row: dict[str, object], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        parse(row, form)
+def test_records_and_their_parts_are_frozen_and_survive_a_process(made: Any) -> None:
+    names = [field.name for field in dataclasses.fields(made)]
+    assert list(vars(made)) == names and inspect.signature(type(made)).parameters.keys() == set(names)
+    again = pickle.loads(pickle.dumps(made))
+    assert again == made == dataclasses.replace(made) and hash(again) == hash(made) and repr(made) == repr(again)
+    for name, value in vars(made).items():
+        assert dataclasses.replace(made, **{name: "x"}) != made and getattr(made, name) == value
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(made, name, value)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from training.data import containers
+from training.data import rows as limits
 from training.data.records import Record
 from training.data.sources import Line, Unreadable, read
 from training.settings import Refused, Source
@@ -49,6 +49,13 @@ def as_parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
+def as_arrow(table: pa.Table, stream: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(buffer, table.schema) as writer:
+        writer.write_table(table, 2)
+    return buffer.getvalue()
+
+
 CONTAINERS = {
     "JSON lines": JSONL,
     "JSON lines with a BOM and CRLF": b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n"),
@@ -59,6 +66,8 @@ CONTAINERS = {
     "CSV with semicolons and a BOM": b"\xef\xbb\xbf" + as_csv(";", "\n"),
     "CSV with tabs": as_csv("\t"),
     "Parquet": as_parquet(pa.Table.from_pylist(ROWS)),
+    "an Arrow file": as_arrow(pa.Table.from_pylist(ROWS)),
+    "an Arrow stream": as_arrow(pa.Table.from_pylist(ROWS), True),
 }
 
 
@@ -102,6 +111,10 @@ def test_a_broken_line_is_accounted_for_by_the_digest_of_its_bytes(tmp_path: Pat
         (b'{"prompt": "\\ud83d", "chosen": "c", "rejected": "d"}', "half a surrogate pair"),
         (b'{"prompt": "a\x00b", "chosen": "c", "rejected": "d"}', "control character"),
         (b'{"chosen": "c", "rejected": "d"}', "'prompt' is missing"),
+        (b'{"chosen": "c:", "a\\u003a": 1, "rejected": "d", "rejected": "d"}', "the same key twice"),
+        (b'{"prompt": "a", "x": {"y": [{"z": 1, "z": 2}]}, "chosen": "c", "rejected": "d"}', "the same key twice"),
+        (b'{"prompt": "a", "x": ' + b"[" * 100 + b"]" * 100 + b', "chosen": "c", "rejected": "d"}', "too deeply"),
+        (b'{"prompt": "a", "chosen": "c", "rejected": "d", "weight": 1' + b"0" * 400 + b"}", "no finite number"),
     ],
 )
 def test_a_hostile_line_is_unreadable_and_stops_nothing(tmp_path: Path, line: bytes, reason: str) -> None:
@@ -120,9 +133,13 @@ def test_a_first_line_that_looks_like_a_list_stops_nothing(tmp_path: Path) -> No
     ] * 3
 
 
-def test_a_line_too_long_to_hold_is_named_by_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "MAX_LINE", 1000)
-    monkeypatch.setattr(containers, "CHUNK", 300)
+@pytest.mark.parametrize("chunk", [2000, 8000])  # shorter and longer than the long line
+def test_a_line_too_long_to_hold_is_named_by_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(limits, "MAX_LINE", 1000)
+    monkeypatch.setattr(limits, "READ", 300)
+    monkeypatch.setattr(limits, "CHUNK_BYTES", chunk)
     long = b'{"prompt": "' + b"x" * 5000 + b'", "chosen": "c", "rejected": "d"}'
     found = lines(tmp_path, JSONL + long + b"\n" + JSONL + long)
     assert [type(line.content).__name__ for line in found] == [
@@ -183,10 +200,18 @@ def test_the_form_is_that_of_most_lines_and_may_be_named(tmp_path: Path) -> None
         (pa.compress(JSONL, "zstd", asbytes=True)[:-5], "reading failed"),
         (b"PAR1 not really PAR1", "Parquet file is damaged"),
         (as_parquet(pa.table({"a": [1]})), "no known form in the columns 'a'"),
-        (b'{"question": 1, "answer": 2}\n', "no known form in the columns 'question', 'answer'. Known forms: pairs"),
+        (
+            b'{"question": 1, "answer": 2}\n',
+            "no known form in the columns 'question', 'answer'. Known forms: pairs (pr",
+        ),
         (b"question,answer\n1,2\n", "no known form in the columns 'question', 'answer'"),
         (b'{"rows": [\n1\n]}', "none of the first 3 lines can be read; line 1: broken JSON"),
-        (b'[{"prompt": "q"', "broken JSON"),
+        (b'[{"prompt": "q"', "never closed (element 1)"),
+        (json.dumps(ROWS).encode()[:-1], "never closed (element 3)"),
+        (json.dumps(ROWS).encode()[:-1] + b"}", "closed by a brace"),
+        (json.dumps(ROWS).encode() + b"[]", "text behind the end"),
+        (gzip.compress(gzip.compress(JSONL)), "compressed twice"),
+        (gzip.compress(JSONL, mtime=0) + b"junk", "bytes behind its end"),
         (bytes(range(256)) * 10 + b"\0" * 500, "NUL bytes"),
         (JSONL.decode().encode("utf-16"), "UTF-16"),
         (JSONL.decode().encode("utf-16-le"), "NUL bytes"),
@@ -201,7 +226,7 @@ def test_the_form_is_that_of_most_lines_and_may_be_named(tmp_path: Path) -> None
         ),
     ],
     # Bytes make poor names, and all workers have to find the same ones.
-    ids=range(23),
+    ids=range(28),
 )
 def test_a_fault_of_the_whole_file_is_one_refusal(tmp_path: Path, data: bytes, said: str) -> None:
     assert said in refused(tmp_path, data)
@@ -211,7 +236,7 @@ def test_what_is_no_readable_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     for path, said in (
-        ("folder", "a folder"),
+        ("folder", "no data file is there; found: nothing"),
         ("none", "no such file"),
         ("pipe", "special file"),
         ("a\0b", "no such file"),
