@@ -28,7 +28,7 @@ from tasks.validation import prepare
 from tasks.workspace import Workspace
 from training.digest import Digest
 from training.models import local_folder
-from training.settings import Refused
+from training.strict import Refused
 
 CACHED, RUNS, CHANGED = "cached", "will run", "will run (an input changes)"
 _MEASURED = 400  # rows a part whose tokens are counted

@@ -20,17 +20,10 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from evaluation.settings import BenchmarkSettings, GateSettings
 from tasks.settings import Candidate, RegistrySettings
+from training.data.settings import DataSettings, ValidationSettings
 from training.digest import Digest, canonical_json, digest_bytes
-from training.settings import (
-    DataSettings,
-    ModelSettings,
-    PreferenceSettings,
-    Profile,
-    Refused,
-    Settings,
-    SFTSettings,
-    ValidationSettings,
-)
+from training.settings import ModelSettings, PreferenceSettings, Profile, SFTSettings
+from training.strict import Refused, Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 

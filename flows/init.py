@@ -18,10 +18,12 @@ from tasks.preflight import preflight
 from tasks.shapes import folder_shape
 from training.data.forms import SFT_FORMS
 from training.data.records import Record, graded, pairs
+from training.data.settings import Source
 from training.data.sources import read
 from training.data.split import digest_in_holdout, prompt_digest
 from training.models import check_local
-from training.settings import NewModel, Refused, Source
+from training.settings import NewModel
+from training.strict import Refused
 
 COUNTED = 4000  # rows read at most; a longer file is counted no further
 _MEASURED = 400  # rows whose tokens are counted

@@ -25,7 +25,8 @@ from tasks.models import preference_step
 from tasks.plots import Shown, draw_comparison
 from tasks.refusals import refusal, training_records
 from tasks.run import Run
-from training.settings import PreferenceSettings, Refused
+from training.settings import PreferenceSettings
+from training.strict import Refused
 
 WARM_START = "warm_start"
 # Rows of the table below the scores: (name, key in ``training``, how a number is written).

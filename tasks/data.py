@@ -11,8 +11,9 @@ from tasks.lineage.step import Made, StepResult, Work
 from tasks.lineage.store import Artifact
 from tasks.run import Run, StepRun
 from training.data.filedigests import FileDigests
+from training.data.settings import DataSettings, Source
 from training.digest import Digest, digest_file, digest_json
-from training.settings import DataSettings, Refused, Source
+from training.strict import Refused
 
 if TYPE_CHECKING:
     from training.data.segment_cache import SegmentCache

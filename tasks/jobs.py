@@ -20,7 +20,7 @@ from typing import Any
 from tasks import ranks
 from tasks.lineage.closure import ROOT
 from tasks.lineage.store import write_atomic
-from training.settings import Refused
+from training.strict import Refused
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0

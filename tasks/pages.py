@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tasks.lineage.closure import ROOT
 from tasks.workspace import Workspace
-from training.settings import Refused
+from training.strict import Refused
 
 START_SECONDS = 180.0
 

@@ -10,8 +10,10 @@ from evaluation.settings import BenchmarkSettings, GateSettings
 from evaluation.settings import Refused as BenchmarkRefused
 from tasks.benchmarks import include_folder
 from tasks.data import parts_of
+from training.data.settings import DataSettings
 from training.models import check_local, local_folder
-from training.settings import DataSettings, ModelSettings, Refused
+from training.settings import ModelSettings
+from training.strict import Refused
 
 
 def preflight(

@@ -4,7 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from training.settings import PreferenceSettings, Settings
+from training.settings import PreferenceSettings
+from training.strict import Settings
 
 # What the other columns of a comparison's table are called.
 TAKEN = ("base", "warm_start", "policy", "champion")

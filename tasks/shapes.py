@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.settings import LoRA, NewModel, Refused
+from training.settings import LoRA, NewModel
+from training.strict import Refused
 
 _NO_LINEAR = ("embed", "wte", "wpe", "lm_head")
 

@@ -7,7 +7,7 @@ from typing import Any
 from tasks.registry import CHALLENGER, CHAMPION, Registry, Version
 from tasks.tracking import connect
 from tasks.workspace import Workspace
-from training.settings import Refused
+from training.strict import Refused
 
 RUNS = 10
 

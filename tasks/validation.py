@@ -16,9 +16,11 @@ from tasks.data import Data, Snapshots
 from tasks.lineage.step import Made, Step, StepResult, Work
 from tasks.lineage.store import Artifact
 from tasks.run import DATA_PACKAGES, Run, StepRun
+from training.data.settings import DataSettings, ValidationSettings
 from training.digest import Digest, digest_file, digest_json
 from training.models import local_folder
-from training.settings import DataSettings, ModelSettings, Refused, ValidationSettings
+from training.settings import ModelSettings
+from training.strict import Refused
 
 TEXTS = "texts.jsonl"  # as evaluation.texts names its file
 _ANY_DAY = "2000-01-01"  # where nothing expires, every day gives the same facts, and they are kept

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.lineage.store import Store
-from training.settings import Refused
+from training.strict import Refused
 
 QUIET = {
     "DO_NOT_TRACK": "1",

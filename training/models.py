@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from training.settings import LoRA, ModelSettings, NewModel, Profile, Refused
+from training.settings import LoRA, ModelSettings, NewModel, Profile
+from training.strict import Refused
 
 SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|bos|>", "eos_token": "<|end|>"}
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]

@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from training.processes import World
-from training.settings import Profile, Refused
+from training.settings import Profile
+from training.strict import Refused
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,8 +18,9 @@ from training.models import load_model, load_tokenizer, prepare_torch, token_fac
 from training.processes import World
 from training.reference import Cache, check_start, keys, model_digest, reference_totals, score_rows
 from training.scorer import Scorer, make_scorer, without_adapters
-from training.settings import PreferenceSettings, Profile, Refused
+from training.settings import PreferenceSettings, Profile
 from training.sft import encode_sft, finish, judges, load_examples, nll_parts
+from training.strict import Refused
 from training.terms import Flat, Pairs, Ratings, View, preferred, view_of, why_not
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from training.settings import Profile, Refused
+from training.settings import Profile
+from training.strict import Refused
 
 if TYPE_CHECKING:
     from torch import Tensor

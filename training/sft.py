@@ -24,7 +24,8 @@ from training.models import (
 from training.processes import World
 from training.reference import score_rows
 from training.scorer import Scorer, make_scorer
-from training.settings import Optimiser, Profile, Refused, SFTSettings
+from training.settings import Optimiser, Profile, SFTSettings
+from training.strict import Refused
 
 
 class SFT:

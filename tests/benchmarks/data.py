@@ -99,8 +99,8 @@ def write_data(folder: Path, count: int) -> None:
 def stages(work: Path, out: Path, processes: int, only_snapshot: bool) -> dict[str, Any]:
     """Snapshot and validation of ``work/data``, in this process and its workers; seconds by stage, and what came out."""
     from tasks.lineage import merkle
+    from training.data.settings import Source
     from training.data.snapshot import write_snapshot
-    from training.settings import Source
 
     took: dict[str, float] = {}
     began = time.perf_counter()
@@ -121,8 +121,8 @@ def validate(work: Path, out: Path, processes: int) -> dict[str, Any]:
     """Every rule and measure, Great Expectations, Data Docs, quarantine and selection; counts of what was found."""
     from training.data.expectations import validate
     from training.data.profile import Context
+    from training.data.settings import Holdout, ValidationSettings
     from training.digest import digest_file
-    from training.settings import Holdout, ValidationSettings
 
     settings = ValidationSettings(use="commercial")
     last = work / "histograms.json"
@@ -169,7 +169,7 @@ def nothing_new(work: Path) -> dict[str, Any]:
     """What a run does first: which data are there? The step is then found by this key."""
     from tasks.data import source_digests
     from training.data.filedigests import FileDigests
-    from training.settings import Source
+    from training.data.settings import Source
 
     began = time.perf_counter()
     found = source_digests((Source(path="data", licence="CC0-1.0"),), work, FileDigests(work / "cache" / "digests"))

@@ -20,9 +20,10 @@ from tests.benchmarks.demo import ROOT
 from tests.benchmarks.peer import Memory, load
 from training.data.encode import Encoded, Encoder
 from training.data.records import Record, pairs, sft
+from training.data.settings import Source
 from training.data.sources import read
 from training.models import load_tokenizer, new_model
-from training.settings import NewModel, Source
+from training.settings import NewModel
 
 SEED = 7
 MAX_TOKENS = 1024  # TRL's default ``max_length``: nothing is left for it to cut

@@ -31,7 +31,8 @@ from training.data.expectations import check as validation_report
 from training.data.snapshot import read_snapshot, write_snapshot
 from training.data.split import Selected, write_selection
 from training.losses.kto import KTO
-from training.settings import LoRA, NewModel, PreferenceSettings, Profile, Refused, SFTSettings
+from training.settings import LoRA, NewModel, PreferenceSettings, Profile, SFTSettings
+from training.strict import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "deployments" / "experiments" / "helpdesk.yaml"

@@ -19,7 +19,7 @@ from tasks.comparison import CandidateFailed, Comparison, NoneTrained, Policies,
 from tasks.console import parts
 from tasks.jobs import JobFailed
 from tests.flows.tiny import Tiny, alignmill, ran, settings
-from training.settings import Refused
+from training.strict import Refused
 
 DPO, IPO, ODPO = ({"name": "dpo", "beta": 0.1}, {"name": "ipo", "tau": 0.5}, {"name": "odpo"})
 

@@ -10,7 +10,8 @@ import yaml
 
 from flows.experiment import Experiment, load_experiment, load_profile, load_settings
 from tests.flows.tiny import settings
-from training.settings import Profile, Refused
+from training.settings import Profile
+from training.strict import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "deployments" / "experiments").glob("*.yaml"))

@@ -12,7 +12,7 @@ from flows.cli import main
 from flows.experiment import load_experiment
 from flows.init import experiment_name, write_experiment
 from tasks.preflight import preflight
-from training.settings import Refused
+from training.strict import Refused
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="shared/data is not here")

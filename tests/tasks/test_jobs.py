@@ -19,7 +19,7 @@ from tasks.faults import explain
 from tasks.jobs import EventReader, Job, JobFailed, run_job
 from tasks.lineage.closure import ROOT
 from tasks.lineage.step import locked
-from training.settings import Refused
+from training.strict import Refused
 
 Events = list[dict[str, Any]]
 

@@ -16,7 +16,7 @@ from tasks.jobs import Job, JobFailed, run_job
 from tasks.lineage.closure import ROOT
 from tasks.lineage.step import locked
 from tests.tasks.test_jobs import Events, ended
-from training.settings import Refused
+from training.strict import Refused
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from tasks.run import Context
 from tasks.workspace import Workspace
 from training.data import filedigests
 from training.data.filedigests import FileDigests
+from training.data.settings import DataSettings, Hub, Source
 from training.digest import digest_bytes, digest_json
-from training.settings import DataSettings, Hub, Profile, Refused, Source
+from training.settings import Profile
+from training.strict import Refused
 
 
 @pytest.fixture

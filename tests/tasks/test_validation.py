@@ -9,9 +9,10 @@ import pytest
 from tasks.run import Context as Run
 from tasks.validation import any_expiry, last_histograms, prepare, remember, tokenizer_files
 from tasks.workspace import Workspace
+from training.data.settings import DataSettings, Source, ValidationSettings
 from training.data.snapshot import write_snapshot
 from training.digest import Digest, digest_bytes
-from training.settings import DataSettings, ModelSettings, NewModel, Profile, Source, ValidationSettings
+from training.settings import ModelSettings, NewModel, Profile
 
 A, B, C = ({"preferences": digest_bytes(name)} for name in (b"a", b"b", b"c"))
 

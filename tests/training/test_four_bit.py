@@ -10,7 +10,8 @@ import torch
 from tests.training.tiny import TEXTS, Tiny, job, preference_settings, profile, write_data
 from training import preference
 from training.models import load_model, new_model
-from training.settings import LoRA, NewModel, Refused
+from training.settings import LoRA, NewModel
+from training.strict import Refused
 
 LORA = LoRA(rank=2, alpha=4.0, bits=4)
 

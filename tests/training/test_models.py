@@ -16,7 +16,8 @@ from tests.training import naive
 from tests.training.tiny import LORA, TEXTS, Tiny, weights
 from training.digest import Manifest
 from training.models import base_model, check_local, load_model, load_tokenizer, new_model, save_model, with_lora
-from training.settings import LoRA, ModelSettings, NewModel, Profile, Refused
+from training.settings import LoRA, ModelSettings, NewModel, Profile
+from training.strict import Refused
 
 
 @pytest.fixture

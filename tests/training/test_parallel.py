@@ -22,7 +22,7 @@ from tests.training.workers import (
     weights,
 )
 from training.loop import train
-from training.settings import Refused
+from training.strict import Refused
 
 
 def test_activation_checkpointing_changes_no_bit(root: Path) -> None:

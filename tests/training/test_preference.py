@@ -26,7 +26,8 @@ from training.preference import Preference
 from training.processes import World
 from training.reference import keys, score_rows
 from training.scorer import Scorer, make_scorer
-from training.settings import PreferenceSettings, Profile, Refused
+from training.settings import PreferenceSettings, Profile
+from training.strict import Refused
 
 LN_2 = math.log(2)
 ORDER = plan(1, len(ROWS), len(ROWS), steps=1, epochs=None).indices(0)

@@ -23,7 +23,8 @@ from training.preference import Preference, encode_preferences, load_split
 from training.processes import World
 from training.reference import Cache, check_start, reference_totals, score_rows
 from training.scorer import Scorer, make_scorer
-from training.settings import Profile, Refused
+from training.settings import Profile
+from training.strict import Refused
 
 LN_2 = math.log(2)
 

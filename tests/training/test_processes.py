@@ -11,7 +11,8 @@ from tests.training import workers
 from tests.training.running import LAUNCH, Done, furthest, run, run_forked
 from tests.training.workers import Events, job, profile, settings, told
 from training.processes import World
-from training.settings import EarlyStop, LoRA, Refused
+from training.settings import EarlyStop, LoRA
+from training.strict import Refused
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.data.settings import Source
 from training.data.snapshot import read_snapshot, write_snapshot
 from training.data.split import Selected, write_selection
-from training.settings import LoRA, PreferenceSettings, Profile, SFTSettings, Source
+from training.settings import LoRA, PreferenceSettings, Profile, SFTSettings
 
 WORDS = ("red", "green", "blue", "a cat", "two dogs", "the moon", "rain", "snow", "tea", "milk", "iron", "gold")
 TEXTS = [f"Tell me about {word}. {word} is fine, I think; no, {word} is bad!" for word in WORDS]

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 from training.data import rows as limits
 from training.data.rows import Body, Names, Row, check_columns
-from training.settings import Refused
+from training.strict import Refused
 
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 _BATCH = 1024  # rows that are decoded at a time

@@ -19,7 +19,7 @@ from training.data.columnar import ARROW_FILE, ARROW_STREAM, PARQUET, arrow_rows
 from training.data.csvs import csv_rows, delimiter_of
 from training.data.lines import Position, is_list, json_items, json_lines
 from training.data.rows import Body, Names
-from training.settings import Refused
+from training.strict import Refused
 
 MAX_RATIO = 200  # bytes out for a byte of the file
 MAX_FREE = 128 * 2**20  # bytes out that any file may have

@@ -21,9 +21,9 @@ from training.data.factstore import SegmentFacts
 from training.data.pool import ordered_map
 from training.data.profile import Profile, column_of
 from training.data.rules import Rule, rules
+from training.data.settings import ValidationSettings
 from training.data.stored import SEGMENT
 from training.digest import canonical_json, digest_json
-from training.settings import ValidationSettings
 
 if TYPE_CHECKING:
     import numpy as np

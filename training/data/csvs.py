@@ -12,7 +12,7 @@ from training.data import rows as limits
 from training.data.decode import decode
 from training.data.forms import recognise
 from training.data.rows import Body, Names, Row, check_columns, no_form, too_long
-from training.settings import Refused
+from training.strict import Refused
 
 _JSON = (
     *("completions", "responses", "scores", "ranks", "labels", "models", "messages", "conversations"),

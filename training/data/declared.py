@@ -9,8 +9,9 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from training.data.records import Provenance
+from training.data.settings import Source
 from training.data.values import kind
-from training.settings import Refused, Source
+from training.strict import Refused
 
 # A row's column → the field of Provenance.
 FIELDS = {

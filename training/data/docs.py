@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data.contract import Counts, validated
 from training.data.rules import rules
-from training.settings import ValidationSettings
+from training.data.settings import ValidationSettings
 
 if TYPE_CHECKING:
     from training.data.expectations import Broken, Report

@@ -15,8 +15,9 @@ from training.data.measures import Measured, measure, rated_alone
 from training.data.profile import Context, Profile, profile, segment_columns
 from training.data.quarantine import write_quarantine
 from training.data.rules import Rule, action_of, rules
+from training.data.settings import Holdout, ValidationSettings
 from training.data.split import write_selection_columns
-from training.settings import Holdout, Refused, ValidationSettings
+from training.strict import Refused
 
 if TYPE_CHECKING:
     import numpy as np

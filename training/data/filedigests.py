@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training.digest import Digest, canonical_json, digest_file, digest_json
-from training.settings import Refused
+from training.strict import Refused
 
 # Two changes within one tick of the file system's clock look the same. What was touched this recently is not remembered.
 _RACY = 2_000_000_000  # nanoseconds

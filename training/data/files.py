@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.data.saved import saved_files
-from training.settings import Refused, Source
+from training.data.settings import Source
+from training.strict import Refused
 
 MAX_ENTRIES = 100_000  # of a folder or glob
 _NO_DATA = re.compile(

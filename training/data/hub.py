@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.settings import Hub, Refused
+from training.data.settings import Hub
+from training.strict import Refused
 
 
 def hub_files(hub: Hub) -> list[tuple[str, Path]]:

@@ -9,7 +9,7 @@ from typing import Any
 from training.data import rows as limits
 from training.data.decode import decode
 from training.data.rows import Body, LongLine, Row, too_long
-from training.settings import Refused
+from training.strict import Refused
 
 _BLANK = b" \t\r"
 

@@ -11,8 +11,8 @@ from training.data.facts.language import LANGUAGES
 from training.data.factstore import SegmentFacts
 from training.data.profile import Profile, contamination, segment_columns
 from training.data.rules import measure_action, measures
+from training.data.settings import ValidationSettings
 from training.data.shortcuts import first_token, longer_chosen, one_model_chosen
-from training.settings import ValidationSettings
 
 if TYPE_CHECKING:
     import numpy as np

@@ -33,9 +33,9 @@ from training.data.near import near_duplicates
 from training.data.pool import ordered_map
 from training.data.relations import Prompts, contradictions, in_split, occurrences, prompts_in_holdout
 from training.data.rules import action_of, rules
+from training.data.settings import Holdout, ValidationSettings
 from training.data.stored import segments
 from training.digest import digest_file
-from training.settings import Holdout, ValidationSettings
 
 if TYPE_CHECKING:
     import numpy as np

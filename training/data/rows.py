@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from training.data.declared import FIELDS
 from training.data.forms import COLUMNS, FORMS, recognise
-from training.settings import Refused
+from training.strict import Refused
 
 CHUNK_ROWS = 65_536  # rows of a body at most; of text files: physical lines
 CHUNK_BYTES = 64 * 2**20  # bytes of a body, but for one row that is longer

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from training.data.facts.policy import licences_for
-from training.settings import MeasureSetting, RuleSetting, ValidationSettings
+from training.data.settings import MeasureSetting, RuleSetting, ValidationSettings
 
 if TYPE_CHECKING:
     import numpy as np

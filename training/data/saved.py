@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.settings import Refused
+from training.strict import Refused
 
 
 def saved_files(folder: Path, name: str) -> list[tuple[str, Path]] | None:

@@ -26,10 +26,10 @@ from typing import Any
 from training.data.filedigests import FileDigests, digest_beginning, read_checked, write_checked
 from training.data.files import File
 from training.data.segments import Segment
+from training.data.settings import Source
 from training.data.sources import Position
 from training.data.stored import SEGMENT, leaves_of, parquet_of
 from training.digest import digest_file, digest_json
-from training.settings import Source
 
 KEEP = 2  # contents of a file
 UNUSED = 30 * 24 * 3600  # seconds
@@ -40,7 +40,7 @@ TAILS = 256  # segments that a file may have beyond those of one reading, before
 # The sources that decide what a segment holds; a test holds this list and their imports in agreement.
 READERS = (
     *("columnar", "containers", "csvs", "declared", "decode", "forms", "leaves", "lines"),
-    *("records", "rows", "segments", "sources", "stored", "values"),
+    *("records", "rows", "segments", "settings", "sources", "stored", "values"),
 )
 
 

@@ -17,6 +17,7 @@ from training.data.leaves import leaf
 from training.data.pool import ordered_map
 from training.data.segment_cache import Entry, Origin, SegmentCache
 from training.data.segments import Segment, Work, write_segment
+from training.data.settings import Source
 from training.data.sources import Opened, Position, nothing_read, open_file
 from training.data.stored import (
     COLUMNS,
@@ -30,7 +31,7 @@ from training.data.stored import (
     write_table,
 )
 from training.digest import digest_file
-from training.settings import Refused, Source
+from training.strict import Refused
 
 __all__ = [
     "COLUMNS",

@@ -19,7 +19,8 @@ from training.data.files import File, expand
 from training.data.forms import COLUMNS, FORMS, parse, recognise
 from training.data.records import Provenance, Record
 from training.data.rows import EXCERPT, SAMPLE, Body, Names, Row, no_form, sample_columns
-from training.settings import Refused, Source
+from training.data.settings import Source
+from training.strict import Refused
 
 _HELD = 4  # bodies at most that are looked at for the form: each may have 64 MiB
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from training.settings import Refused
+from training.strict import Refused
 
 
 def run(job: dict[str, Any], log: Any) -> None:

@@ -19,9 +19,10 @@ from typing import Any
 from tests.training.data.mutated import FREE, Case, case
 from training.data import containers
 from training.data.records import Record
+from training.data.settings import Source
 from training.data.sources import Unreadable, read
 from training.digest import canonical_json
-from training.settings import Refused, Source
+from training.strict import Refused
 
 SECONDS = 60  # of the processor, for one source; and ten times as long by the clock: machines do other things too
 MEMORY = 6 * 2**30  # bytes of address space, most of it libraries'

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.settings import Refused
+from training.strict import Refused
 
 
 class Unpackable(Exception):

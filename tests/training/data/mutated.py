@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.settings import Source
+from training.data.settings import Source
 
 FREE = 2**20  # bytes that any file may expand to here
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tasks.lineage import merkle
 from training.data import rows, segment_cache
+from training.data.settings import Source
 from training.data.snapshot import write_snapshot
-from training.settings import Source
 
 if __name__ == "__main__":
     rows.CHUNK_ROWS = segment_cache.SEGMENT = 50

@@ -18,8 +18,9 @@ from training.data import containers
 from training.data import rows as limits
 from training.data.files import File
 from training.data.records import Record
+from training.data.settings import Source
 from training.data.sources import Chunk, Line, Opened, Position, Unreadable, open_file, parse_chunk
-from training.settings import Refused, Source
+from training.strict import Refused
 
 
 def opened(path: Path, after: Position | None = None, **named: Any) -> Opened:

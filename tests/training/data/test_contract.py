@@ -14,7 +14,7 @@ from training.data.docs import merged
 from training.data.expectations import Report, judge
 from training.data.profile import Context, Profile, profile
 from training.data.rules import rules
-from training.settings import ValidationSettings
+from training.data.settings import ValidationSettings
 
 
 def found(folder: Path, settings: ValidationSettings = SETTINGS, cache: Path | None = None) -> tuple[Profile, Report]:
@@ -46,8 +46,8 @@ def test_great_expectations_and_the_profile_agree(folder: Path, tmp_path: Path, 
 
 def test_counts_of_segments_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three files are three segments: 2 + 0 + 1 rows without a completion, of 2 + 3 + 2."""
+    from training.data.settings import Source
     from training.data.snapshot import write_snapshot
-    from training.settings import Source
 
     texts = [["", " "], ["a", "b", "c"], ["d", ""]]
     sizes: list[int] = []

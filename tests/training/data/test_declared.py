@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from training.data.records import Provenance
+from training.data.settings import Source
 from training.data.sources import Line, Unreadable, read
-from training.settings import Refused, Source
+from training.strict import Refused
 
 ROW = {"text": "a"}
 FULL = {

@@ -14,9 +14,10 @@ from tests.training.data.test_profile import pair
 from training.data.expectations import check, validate
 from training.data.profile import Context
 from training.data.rules import rules
+from training.data.settings import Holdout, Source, ValidationSettings
 from training.data.snapshot import write_snapshot
 from training.data.split import load_pairs, load_sft, read_selection, sft_from_preferences
-from training.settings import Holdout, Refused, Source, ValidationSettings
+from training.strict import Refused
 
 OWN = Holdout(sources=(Source(path="holdout.jsonl"),))
 SETTINGS = ValidationSettings(max_quarantined=0.9, max_characters=60)

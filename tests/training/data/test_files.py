@@ -12,8 +12,9 @@ from datasets import Dataset, DatasetDict
 from training.data import files
 from training.data.files import expand
 from training.data.records import Record
+from training.data.settings import Source
 from training.data.sources import read
-from training.settings import Refused, Source
+from training.strict import Refused
 
 ROW = json.dumps({"prompt": "q", "completion": "a"}) + "\n"
 

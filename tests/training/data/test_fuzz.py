@@ -18,7 +18,7 @@ from tests.training.data.mutated import FORMS, VALUES
 from tests.training.data.test_sources import lines
 from training.data.records import Record
 from training.data.sources import Unreadable
-from training.settings import Refused
+from training.strict import Refused
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -29,7 +29,8 @@ FILES = {
 PROGRAM = """
 import json, sys
 from training.data.sources import read
-from training.settings import Hub, Refused, Source
+from training.data.settings import Hub, Source
+from training.strict import Refused
 for asked in json.loads(sys.argv[1]):
     try:
         reading = read(Source(hub=Hub(**asked)), None)

@@ -17,8 +17,8 @@ from faker import Faker
 
 from training.data.profile import Context, profile
 from training.data.rules import rules
+from training.data.settings import Holdout, Source, ValidationSettings
 from training.data.snapshot import write_snapshot
-from training.settings import Holdout, Source, ValidationSettings
 
 LOCALES = ("en_US", "en_GB", "de_DE", "fr_FR", "it_IT", "es_ES", "nl_NL", "pt_BR", "pl_PL", "sv_SE", "en_IN", "ja_JP")
 SETTINGS = ValidationSettings.model_validate(

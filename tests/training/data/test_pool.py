@@ -13,7 +13,7 @@ import pytest
 
 from tests.training.data import jobs_for_pool as jobs
 from training.data.pool import WorkerLost, ordered_map
-from training.settings import Refused
+from training.strict import Refused
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from training.data.profile import Context, Profile, profile
+from training.data.settings import Holdout, Source, ValidationSettings
 from training.data.snapshot import write_snapshot
 from training.data.split import in_holdout
-from training.settings import Holdout, Source, ValidationSettings
 
 HALF = Holdout(share=0.5)
 OWN = Holdout(sources=(Source(path="holdout.jsonl"),))

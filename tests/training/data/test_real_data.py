@@ -14,9 +14,9 @@ import pytest
 
 from training.data.expectations import check
 from training.data.records import Record, pairs
+from training.data.settings import Holdout, Source, ValidationSettings
 from training.data.snapshot import write_snapshot
 from training.data.sources import read
-from training.settings import Holdout, Source, ValidationSettings
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is absent")

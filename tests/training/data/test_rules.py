@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.data.rules import Bounds, action_of, measure_action, measures, rules
-from training.settings import MeasureSetting, RuleSetting, ValidationSettings
+from training.data.settings import MeasureSetting, RuleSetting, ValidationSettings
 
 SETTINGS = ValidationSettings()
 

@@ -20,10 +20,11 @@ from training.data.filedigests import FileDigests
 from training.data.leaves import leaf, leaf_content
 from training.data.records import Provenance
 from training.data.segment_cache import READERS, SegmentCache
+from training.data.settings import Source
 from training.data.snapshot import SnapshotFacts, write_snapshot
 from training.data.sources import open_file
 from training.digest import Digest, canonical_json, digest_file
-from training.settings import Refused, Source
+from training.strict import Refused
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 PLACE = st.builds(Provenance, TEXT, st.integers(1, 2**53), *[st.none() | TEXT] * 7)
@@ -154,8 +155,8 @@ def test_the_sources_that_decide_what_a_segment_holds_are_all_named() -> None:
         name.removeprefix("training/data/").removesuffix(".py") for name in found if name.startswith("training/data/")
     }
     assert read - which_files - {"__init__"} == set(READERS)
-    others = {name for name in found if not name.startswith(("training/data/", "training/losses/"))}
-    assert others == {"training/__init__.py", "training/digest.py", "training/settings.py"}
+    others = {name for name in found if not name.startswith("training/data/")}
+    assert others == {"training/__init__.py", "training/digest.py", "training/strict.py"}
 
 
 def test_a_reader_that_only_looks_leaves_the_cache_as_it_is(data: Data, small: None) -> None:

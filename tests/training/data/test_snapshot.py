@@ -9,8 +9,9 @@ import pytest
 
 from training.data import rows as rows_module
 from training.data.records import Provenance
+from training.data.settings import Source
 from training.data.snapshot import Row, SourceFacts, read_leaves, read_snapshot, segments, write_snapshot
-from training.settings import Refused, Source
+from training.strict import Refused
 
 GOOD = '{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tasks.lineage import merkle
+from training.data.settings import Source
 from training.data.snapshot import read_leaves, write_snapshot
-from training.settings import Source
 
 ROOT = Path(__file__).resolve().parents[3]
 KILLS = 6

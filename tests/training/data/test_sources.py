@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from training.data import rows as limits
 from training.data.records import Record
+from training.data.settings import Source
 from training.data.sources import Line, Unreadable, read
-from training.settings import Refused, Source
+from training.strict import Refused
 
 ROWS = [{"prompt": f"frage {i} ü", "chosen": f"gut {i}", "rejected": "schlecht"} for i in range(3)]
 JSONL = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from training.data import rows as limits
 from training.data.records import Message
+from training.data.settings import Source
 from training.data.snapshot import read_snapshot, segments, write_snapshot
 from training.data.split import (
     Selected,
@@ -26,7 +27,6 @@ from training.data.split import (
     write_selection,
     write_selection_columns,
 )
-from training.settings import Source
 
 PROMPTS = st.lists(
     st.builds(Message, st.sampled_from(["system", "user"]), st.text(st.characters(exclude_categories=["Cs"]))),

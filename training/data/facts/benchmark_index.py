@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data.facts.words import Words, ngrams, spans, whole, words
 from training.digest import digest_file
-from training.settings import Refused
+from training.strict import Refused
 
 if TYPE_CHECKING:
     import numpy as np

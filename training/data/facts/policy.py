@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from training.data.facts.base import Batch
 from training.data.facts.licences import BUILT_IN, allows, normalised
 from training.data.records import Provenance
+from training.data.settings import ValidationSettings
 from training.digest import digest_file
-from training.settings import Refused, ValidationSettings
+from training.strict import Refused
 
 if TYPE_CHECKING:
     import numpy as np

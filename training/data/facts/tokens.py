@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data.facts.base import Batch
 from training.data.facts.counting import Counter
-from training.settings import Refused
+from training.strict import Refused
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ from tests.training.data.facts.made import VOCABULARY, batch, example, pair, sli
 from training.data.facts.base import Batch
 from training.data.facts.contamination import BenchmarkShare, Contamination, benchmark_shares
 from training.data.records import Record
-from training.settings import Refused
+from training.strict import Refused
 
 
 def maker(folder: Path, *items: str | tuple[str, Any, str]) -> Contamination:

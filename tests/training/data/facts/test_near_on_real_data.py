@@ -9,8 +9,8 @@ import pytest
 from tests.training.data.facts.made import near
 from tests.training.data.facts.test_near import jaccard
 from training.data.records import Completion, Message, Record
+from training.data.settings import Source
 from training.data.sources import read
-from training.settings import Source
 
 DATA = Path(__file__).resolve().parents[4].parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not there")

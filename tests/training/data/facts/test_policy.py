@@ -13,7 +13,8 @@ from tests.training.data.facts.made import batch, pair
 from training.data.facts.licences import BUILT_IN, allows, normalised
 from training.data.facts.policy import Policy, licences_for
 from training.data.records import Provenance
-from training.settings import Refused, ValidationSettings
+from training.data.settings import ValidationSettings
+from training.strict import Refused
 
 TODAY = "2026-11-21"
 

@@ -15,7 +15,7 @@ from training.data.encode import CHAT_TEMPLATE, Encoder
 from training.data.facts.counting import Counter, splits_at_spaces, tokens_a_byte
 from training.data.facts.tokens import Tokens, load
 from training.data.records import Completion, Message, Record, graded, sft
-from training.settings import Refused
+from training.strict import Refused
 
 SPECIAL = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
 CORPUS = [
