@@ -271,7 +271,8 @@ def test_any_changed_value_changes_the_digest(tmp_path: Path) -> None:
         if isinstance(old, bool):
             here[path[-1]] = not old
         elif isinstance(old, int | float):
-            here[path[-1]] = old * 2 if 0 < old * 2 <= 1 or old >= 1 else old + 0.125
+            share = path[-1] == "at_most" or 0.8 < old < 1  # one that may not be more than 1
+            here[path[-1]] = old - 0.125 if share and old else old * 2 if 0 < old * 2 <= 1 or old >= 1 else old + 0.125
         elif isinstance(old, str):
             here[path[-1]] = other.get(old, f"{old}x")
         elif isinstance(old, list) and old and isinstance(old[0], float):
