@@ -262,8 +262,8 @@ def _rule(found: Profile, rule: Rule, name: str, part: PartReport, refusals: lis
         f"first at {source}:{line}. {rule.sentence}"
     )
     move = {
-        "stop": f" Correct them, or set validation.{rule.name} to 'quarantine'",
-        "quarantine": f" Correct them, or raise validation.{rule.name}.at_most",
+        "stop": f" {rule.remedy}, or set validation.{rule.name} to 'quarantine'",
+        "quarantine": f" {rule.remedy}, or raise validation.{rule.name}.at_most",
         "warn": "",
     }[broken.action]
     (notes if broken.action == "warn" else refusals).append(text + move)

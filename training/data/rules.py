@@ -6,7 +6,7 @@ Docs and messages.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from training.data.facts.policy import licences_for
@@ -46,12 +46,13 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Rule:
-    """Bounds on one fact of a row."""
+    """Bounds on one fact of a row; ``remedy`` is what a person may do about rows that break it."""
 
     name: str
     fact: str
     sentence: str
     bounds: Bounds
+    remedy: str = "Correct them"
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,10 @@ def _policy(settings: ValidationSettings) -> tuple[Rule, ...]:
         else "The licence is allowed for the use (no validation.use is named, so that none is refused)."
     )
     return (
-        _at_most("licence", "licence_refused", licensed),
+        replace(
+            _at_most("licence", "licence_refused", licensed),
+            remedy="Take other data, declare the licence of the source, or allow it in validation.licences",
+        ),
         _at_most("no_consent", "no_consent", "Who is named as subject has consented, and a legal basis is stated."),
         _at_most("consent_expired", "consent_expired", "The consent has not expired."),
         _at_most("erased", "erased", "Neither the record nor its subject has been erased before."),
