@@ -251,7 +251,7 @@ def test_data_of_single_labelled_completions_are_learnt_from(tmp_path: Path) -> 
     part = report.parts["preferences"]
     assert (part.kept, part.pairs_train, part.rated_train) == (40, 0, 40)
     (warning,) = report.warnings
-    assert "holdout/preference_accuracy needs pairs" in warning
+    assert "holdout/desirable_auc" in warning
     assert len(read_selection(tmp_path / "out/preferences/selection.parquet")) == 42
     said = check(parts, ValidationSettings(min_records=41), OWN).refusals
     assert said[0].startswith("preferences: 40 pair(s) and labelled completion(s) to train on; at least 41")
