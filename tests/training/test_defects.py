@@ -171,20 +171,22 @@ def pair(chosen: str, rejected: str, prompt: tuple[Message, ...] = ASK) -> Recor
 
 
 def a_space_before_the_end(place: Place) -> None:
-    real = Encoder.completion
-    place.patch.setattr(Encoder, "completion", lambda self, text: real(self, text + " "))
+    real = Encoder.completions
+    place.patch.setattr(Encoder, "completions", lambda self, texts: real(self, [text + " " for text in texts]))
 
 
 def an_end_on_what_was_cut(place: Place) -> None:
     """OpenRLHF."""
-    real = Encoder.join
+    real = Encoder.join_all
 
-    def join(self: Encoder, *given: Any) -> Encoded:
-        row = real(self, *given)
-        ended = tuple(ids if ids[-1] == self.end else (*ids[:-1], self.end) for ids in row.completions)
-        return dataclasses.replace(row, completions=ended)
+    def join_all(self: Encoder, rows: Any) -> list[Encoded]:
+        def ended(row: Encoded) -> Encoded:
+            found = tuple(ids if ids[-1] == self.end else (*ids[:-1], self.end) for ids in row.completions)
+            return dataclasses.replace(row, completions=found)
 
-    place.patch.setattr(Encoder, "join", join)
+        return [ended(row) for row in real(self, rows)]
+
+    place.patch.setattr(Encoder, "join_all", join_all)
 
 
 def the_question_is_kept(place: Place) -> None:
@@ -232,7 +234,7 @@ def a_slice_of_the_joint_tokens(place: Place) -> None:
         joint = [self.tokenizer(before + text, add_special_tokens=False)["input_ids"] for text in texts]
         return Encoded(record_id, tuple(joint[0][:at]), tuple((*ids[at:], self.end) for ids in joint), weight)
 
-    place.patch.setattr(Encoder, "join", join)
+    place.patch.setattr(Encoder, "join_all", lambda self, rows: [join(self, *row) for row in rows])
 
 
 def every_bos_that_is_written(place: Place) -> None:
@@ -240,7 +242,7 @@ def every_bos_that_is_written(place: Place) -> None:
         turns = [vars(message) for message in messages]
         return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
-    place.patch.setattr(Encoder, "prompt", prompt)
+    place.patch.setattr(Encoder, "prompts", lambda self, prompts: [prompt(self, one) for one in prompts])
 
 
 # ------------------------------------------------------------------------------------------------ 5, 6, 7: the reference

@@ -15,7 +15,7 @@ from tests.training.tiny import LORA, Tiny, job, preference_settings, profile, r
 from tests.training.workers import ignore
 from training import holdout, preference, sft
 from training.data.batches import plan
-from training.data.encode import Encoded, Encoder, encode_examples
+from training.data.encode import Encoded, Encoder, encode_examples, encode_records
 from training.data.split import Selected, read_selection, write_selection
 from training.loop import train
 from training.models import load_model, load_tokenizer, with_lora
@@ -320,7 +320,14 @@ def test_a_held_out_prompt_with_several_completions_gives_a_line_per_pair(tiny: 
     assert [line["rejected"] for line in lines] == pytest.approx([float(totals[j]) for _, j in expected], abs=2e-4)
 
 
-def test_held_out_rows_without_a_pair_give_an_empty_file(tiny: Tiny, root: Path) -> None:
-    given, _ = held_out(root, tiny, ratings_only(root), 3)
+def test_held_out_labels_without_a_pair_give_a_line_per_completion(tiny: Tiny, root: Path) -> None:
+    given, held = held_out(root, tiny, ratings_only(root), 3)
     holdout.run(given, ignore)
-    assert (root / "scored" / "logps.jsonl").read_bytes() == b""
+    lines = [json.loads(line) for line in (root / "scored" / "logps.jsonl").read_text().splitlines()]
+    records = list(load_split(given["inputs"]["pairs"], "holdout"))
+    rows = encode_records(Encoder(load_tokenizer(tiny.base), 64), records, bool).rows
+    scored = naive.scored(load_model(tiny.base), rows)
+    assert [line["record"] for line in lines] == [item.id for item in held]
+    assert [line["nats"] for line in lines] == pytest.approx([float(totals[0]) for totals in scored], abs=2e-4)
+    assert [line["desirable"] for line in lines] == [record.completions[0].label for record in records]
+    assert [line["length"] for line in lines] == [len(row.completions[0]) for row in rows]
