@@ -39,7 +39,7 @@ def lengths(characters: "np.ndarray[Any, Any]") -> Mix:
     import numpy as np
 
     known = characters[~np.isnan(characters)]
-    return counted(np.frexp(known)[1].tolist())  # the exponent of 2 that the number lies below; 0 for 0
+    return _tallied(np.frexp(known)[1])  # the exponent of 2 that the number lies below; 0 for 0
 
 
 def grades(chosen: "np.ndarray[Any, Any]", rejected: "np.ndarray[Any, Any]") -> Mix:
@@ -54,7 +54,17 @@ def grades(chosen: "np.ndarray[Any, Any]", rejected: "np.ndarray[Any, Any]") -> 
         near = np.where(size <= 1, np.round(known, 1), np.round(known)) + 0.0  # no negative zero
         powers = np.copysign(np.exp2(np.frexp(np.where(np.isfinite(size), size, 1.0))[1] - 1.0), known)
         kinds = {f"{side} ": near[size <= 10], f"{side} from ": powers[size > 10]}
-        found |= {name + kind: count for name, some in kinds.items() for kind, count in counted(some.tolist()).items()}
+        found |= {name + kind: count for name, some in kinds.items() for kind, count in _tallied(some).items()}
+    return found
+
+
+def _tallied(numbers: "np.ndarray[Any, Any]") -> Mix:
+    """``counted`` of numbers: a million of them in no time."""
+    import numpy as np
+
+    found: Mix = {}
+    for value, count in zip(*(side.tolist() for side in np.unique(numbers, return_counts=True)), strict=True):
+        found[f"{value:g}"] = found.get(f"{value:g}", 0) + count
     return found
 
 

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from training.data.facts.shape import Shape
 from training.data.facts.shortcuts import Shortcuts
 from training.data.facts.text import Text
 from training.data.facts.tokens import Tokens
-from training.data.factstore import BenchmarkItems, Order, Preferred, SegmentFacts, Table, make_facts
+from training.data.factstore import BenchmarkItems, Order, Preferred, SegmentFacts, Table, make_facts, stored_facts
 from training.data.near import near_duplicates
 from training.data.pool import ordered_map
 from training.data.relations import Prompts, contradictions, in_split, occurrences, prompts_in_holdout
@@ -168,8 +169,7 @@ def profile(
             asked = makers(settings, context, part), tables(context, part)
             orders += [Order(part, segment, *asked, folder) for segment in segments(parts[part])]
         rows = sum(rows_of(order.segment) for order in orders)
-        with closing(ordered_map(make_facts, orders, context.processes if rows > _FEW else 1)) as made:
-            facts = tuple(made)
+        facts = _facts(orders, context.processes if rows > _FEW else 1)
         found = _judged(facts, settings, holdout, context, scratch)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -200,6 +200,16 @@ def _alive(pid: str) -> bool:
     except (OSError, ValueError):  # it is another user's, or no process's number
         pass
     return True
+
+
+def _facts(orders: Sequence[Order], processes: int) -> tuple[SegmentFacts, ...]:
+    """The facts of every segment. Those that are there are only checked, which needs no worker."""
+    with ThreadPoolExecutor(processes) as threads:
+        found = list(threads.map(stored_facts, orders))
+    waiting = [segment.order for segment in found if segment.made]
+    with closing(ordered_map(make_facts, waiting, processes)) as results:
+        made = iter(results)
+        return tuple(next(made) if segment.made else segment for segment in found)
 
 
 def makers(settings: ValidationSettings, context: Context, part: str) -> tuple[Maker, ...]:
