@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.training.data.test_profile import pair
 from training.data.expectations import check, validate
 from training.data.profile import Context
 from training.data.rules import rules
-from training.data.settings import Holdout, Source, ValidationSettings
+from training.data.settings import Holdout, RuleSetting, Source, ValidationSettings
 from training.data.snapshot import write_snapshot
 from training.data.split import load_pairs, load_sft, read_selection, sft_from_preferences
 from training.strict import Refused
@@ -150,6 +151,30 @@ def test_selections_and_quarantine_have_the_same_bytes_again(
         "report/report.json",
     ):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_what_is_kept_of_the_quarantine_changes_no_byte_and_damage_is_found(validated: Any, tmp_path: Path) -> None:
+    parts, _, out = validated
+    plain = (out / "report/quarantine.parquet").read_bytes()
+
+    def again(settings: ValidationSettings = SETTINGS) -> bytes:
+        where = tmp_path / "again"
+        shutil.rmtree(where, ignore_errors=True)
+        validate(parts, settings, OWN, where, Context(cache=tmp_path / "cache"))
+        return (where / "report/quarantine.parquet").read_bytes()
+
+    assert again() == plain  # made
+    assert again() == plain  # kept
+    kept = sorted((tmp_path / "cache").rglob("quarantine-*.parquet"))
+    assert kept
+    for path in kept:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    assert again() == plain
+    shutil.rmtree(tmp_path / "cache")
+    assert again() == plain
+    assert again(SETTINGS.model_copy(update={"duplicate": RuleSetting.model_validate("warn")})) != plain
 
 
 def refusal(folder: Path, settings: ValidationSettings, where: Holdout = OWN, **parts: list[Any]) -> str:
