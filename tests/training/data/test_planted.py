@@ -16,10 +16,13 @@ import pytest
 from faker import Faker
 
 from training.data.profile import Context, profile
+from training.data.records import Record
 from training.data.rules import rules
 from training.data.settings import Holdout, Source, ValidationSettings
 from training.data.snapshot import write_snapshot
+from training.data.sources import read
 
+HH = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "hh_harmless_base.jsonl.gz"
 LOCALES = ("en_US", "en_GB", "de_DE", "fr_FR", "it_IT", "es_ES", "nl_NL", "pt_BR", "pl_PL", "sv_SE", "en_IN", "ja_JP")
 SETTINGS = ValidationSettings.model_validate(
     {
@@ -224,10 +227,9 @@ GRADED: dict[str, Callable[[Writer], Row]] = {
 
 
 def plant(
-    folder: Path, clean: int, each: int, seed: int = 7
+    folder: Path, w: Writer, clean: int, each: int
 ) -> tuple[dict[str, set[tuple[str, int]]], set[tuple[str, int]]]:
     """Write the data. Rule → the (source, line)s that break it on purpose; and those of all clean rows."""
-    w = Writer(seed)
     planted: dict[str, list[tuple[list[Row | str], int]]] = {}
     for name, make in PAIRS.items():
         planted[name] = [([make(w)], 1) for _ in range(each)]
@@ -281,26 +283,22 @@ def tokenizer(folder: Path) -> None:
     whole.save_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    ("clean", "each"), [(1500, 15), pytest.param(20_000, 50, marks=pytest.mark.soak)], ids=["small", "full"]
-)
-def test_planted_faults_are_found_and_clean_rows_are_left_alone(
-    tmp_path: Path, clean: int, each: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    where, good = plant(tmp_path, clean, each)
-    tokenizer(tmp_path / "tokenizer")
+def recall_of(folder: Path, w: Writer, clean: int, each: int) -> tuple[dict[str, float], float, str]:
+    """Rule → share of its planted faults that were found; the share of clean rows that are put aside; both as text."""
+    where, good = plant(folder, w, clean, each)
+    tokenizer(folder / "tokenizer")
     sources = {"preferences": ["pairs.jsonl", "graded.jsonl"], "holdout": ["held.jsonl"]}
     parts = {}
     for part, names in sources.items():
-        write_snapshot([Source(path=name) for name in names], tmp_path, tmp_path / part, processes=2)
-        parts[part] = tmp_path / part
+        write_snapshot([Source(path=name) for name in names], folder, folder / part, processes=2)
+        parts[part] = folder / part
     context = Context(
         processes=2,
-        tokenizer=tmp_path / "tokenizer",
+        tokenizer=folder / "tokenizer",
         tokenizer_digest="test",
         max_tokens={"preferences": 2500},  # a token a byte: 6,000 characters lose more than half
-        benchmarks=tmp_path / "texts.jsonl",
-        erased=tmp_path / "erased.jsonl",
+        benchmarks=folder / "texts.jsonl",
+        erased=folder / "erased.jsonl",
         today="2026-07-01",
     )
     found = profile(parts, SETTINGS, Holdout(sources=(Source(path="held.jsonl"),)), context)
@@ -315,11 +313,51 @@ def test_planted_faults_are_found_and_clean_rows_are_left_alone(
         recall[rule.name] = sum(hits) / len(hits)
     touched = np.array([found.quarantined[row_of[place]] for place in good])
     why = {name: int(sum(failing[row_of[place]] for place in good)) for name, failing in found.failing.items()}
+    told = "\nrecall: " + ", ".join(f"{name} {share:.3f}" for name, share in recall.items())
+    told += f"\nclean rows touched: {touched.sum()} of {len(good)}; {dict((k, v) for k, v in why.items() if v)}"
+    return recall, float(touched.mean()), told
+
+
+@pytest.mark.parametrize(
+    ("clean", "each"), [(1500, 15), pytest.param(20_000, 50, marks=pytest.mark.soak)], ids=["small", "full"]
+)
+def test_planted_faults_are_found_and_clean_rows_are_left_alone(
+    tmp_path: Path, clean: int, each: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recall, touched, told = recall_of(tmp_path, Writer(7), clean, each)
     with capsys.disabled():
-        print("\nrecall: " + ", ".join(f"{name} {share:.3f}" for name, share in recall.items()))
-        print(f"clean rows touched: {touched.sum()} of {len(good)}; {dict((k, v) for k, v in why.items() if v)}")
+        print(told)
     assert {name: share for name, share in recall.items() if share < 0.98} == {}
-    assert touched.mean() <= 0.005
+    assert touched <= 0.005
+
+
+class Real(Writer):
+    """Rows of hh-rlhf in place of made ones: the last question, and both answers."""
+
+    def __init__(self, seed: int, path: Path) -> None:
+        super().__init__(seed)
+        lines = read(Source(path=path.name), path.parent).lines
+        records = [line.content for line in lines if isinstance(line.content, Record)]
+        said = [record for record in records if record.prompt and all(one.text.strip() for one in record.completions)]
+        once = {record.prompt[-1].content: record for record in said}  # a short "Why?" stands there many times
+        self.rows = list(once.values())
+        self.random.shuffle(self.rows)
+
+    def clean(self) -> Row:
+        record = self.rows.pop()
+        chosen, rejected = (completion.text for completion in record.completions)
+        return {"prompt": record.prompt[-1].content, "chosen": chosen, "rejected": rejected, "licence": "MIT"}
+
+
+@pytest.mark.skipif(not HH.is_file(), reason=f"{HH} is absent")
+def test_planted_faults_are_found_in_real_rows_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = Real(7, HH)
+    recall, touched, told = recall_of(tmp_path, writer, 700, 25)
+    with capsys.disabled():
+        print(told)
+    # Of 25 faults one may be missed. The people whom these rows really name are not planted, and found all the same.
+    assert {name: share for name, share in recall.items() if share < 0.96} == {}
+    assert touched <= 0.02
 
 
 def _places(segments: Any, part: str) -> Iterator[tuple[str, int]]:
